@@ -1,0 +1,1 @@
+"""Dataset adapters to name in a recipe, such as `data.gsm8k:problem`, and shipped data."""

@@ -1,0 +1,142 @@
+"""The command line: verbs, exit codes, and errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd.errors import OpdError
+
+if TYPE_CHECKING:
+    from opd.recipe import Recipe
+
+OVERRIDES = "changes to the recipe, such as steps=20 or teacher.weights=EMA"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says which side was at fault (see opd.errors)."""
+    options = parser().parse_args(arguments)
+    quieten()
+    try:
+        return options.run(options)
+    except OpdError as error:
+        print(f"opd: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "opd: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verbs. Nothing here imports torch, so that help is instant."""
+    top = argparse.ArgumentParser(
+        prog="opd", description="A language model teaches itself on its own answers."
+    )
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str):
+        command = verbs.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    def with_recipe(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
+        command.add_argument("recipe", nargs=nargs, help="a file, or a name from `opd show`")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+    with_recipe(verb("train", run_train, "run a recipe, or take its run up again"))
+    with_recipe(verb("eval", run_eval, "measure a recipe's benchmarks on its model"))
+    sample = verb("sample", run_sample, "draw and judge rollouts, written to a file")
+    with_recipe(sample)
+    sample.add_argument("--to", type=Path, required=True, help="a new .jsonl file")
+    sample.add_argument("--problems", type=int, default=16, help="how many problems")
+    score = verb("score", run_score, "score stored rollouts with a recipe's teacher")
+    with_recipe(score)
+    score.add_argument("--rollouts", type=Path, required=True, help="what `opd sample` wrote")
+    score.add_argument("--to", type=Path, required=True, help="a new .jsonl file")
+    with_recipe(
+        verb("show", run_show, "list recipes, or one resolved with both prompts of a problem"), "?"
+    )
+    report = verb("report", run_report, "one HTML page from a run's own files")
+    report.add_argument("folder", type=Path, help="the run's folder")
+    doctor = verb("doctor", run_doctor, "what this machine can do")
+    doctor.add_argument("model", nargs="?", help="a model folder or hub id to check")
+    return top
+
+
+def quieten() -> None:
+    """Keep the libraries' own progress bars and advice off the screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe that the command line asks for."""
+    from opd.config import build, load_recipe
+    from opd.recipe import Recipe
+
+    return build(Recipe, load_recipe(options.recipe, options.overrides))
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from opd.loop import train
+
+    train(recipe_of(options))
+    return 0
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    from opd.log import print_measurements
+    from opd.stored import evaluate
+
+    print_measurements(evaluate(recipe_of(options)))
+    return 0
+
+
+def run_sample(options: argparse.Namespace) -> int:
+    from opd.stored import sample
+
+    written = sample(recipe_of(options), options.problems, options.to)
+    print(f"{written} judged rollouts in {options.to}")
+    return 0
+
+
+def run_score(options: argparse.Namespace) -> int:
+    from opd.stored import score
+
+    written = score(recipe_of(options), options.rollouts, options.to)
+    print(f"{written} scored rollouts in {options.to}")
+    return 0
+
+
+def run_show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from opd.show import list_recipes, show
+
+    if options.recipe is None:
+        list_recipes(Console())
+    else:
+        show(recipe_of(options), Console())
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from opd.report import write_report
+
+    print(f"report: {write_report(options.folder)}")
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from opd.doctor import doctor
+
+    return doctor(options.model)

@@ -1,0 +1,220 @@
+"""One optimizer step on a sum of weighted terms; knows no term by name."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
+from typing import Annotated
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from opd.config import part
+from opd.errors import NumericError
+from opd.learner.chunked import Rows, score_rows, student_rows
+from opd.learner.model import Causal, Model, head_of, hidden_states, merged_weights
+from opd.objective.loss import RowLoss, TokenLoss
+from opd.objective.schedule import Constant, Schedule
+from opd.objective.term import Term
+from opd.types import Batch, Context, Scores, Update
+
+
+@part
+class Optimizer:
+    """AdamW. arXiv 1711.05101."""
+
+    learning_rate: Schedule = field(default_factory=lambda: Constant(value=1e-6))
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Learner:
+    """The student, its optimizer and the terms that it minimises."""
+
+    def __init__(
+        self,
+        model: Model,
+        terms: Mapping[str, Term],
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        *,
+        steps: int,
+        temperature: float,
+        max_response_tokens: int,
+    ) -> None:
+        self.recipe = model
+        self.terms = terms
+        self.settings = optimizer
+        self.accelerator = accelerator
+        self.steps = steps
+        self.temperature = temperature
+        self.max_response_tokens = max_response_tokens
+        self.model: Causal = model.open(accelerator.device)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=0.0,
+            betas=(optimizer.beta1, optimizer.beta2),
+            weight_decay=optimizer.weight_decay,
+        )
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) for the rollout engine, adapters folded in."""
+        return merged_weights(self.model)
+
+    def active(self, step: int) -> dict[str, Term]:
+        """The terms whose coefficient is not 0 at `step`."""
+        return {n: t for n, t in self.terms.items() if t.coefficient.at(step, self.steps) != 0}
+
+    @torch.no_grad()
+    def logprobs(self, context: Context, target_ids: Tensor) -> Tensor:
+        """`[N]` nats of `target_ids` under the student at the sampling temperature."""
+        with self.recipe.autocast(self.accelerator.device):
+            hidden = hidden_states(self.model, context)
+        return score_rows(hidden, head_of(self.model), target_ids, self.temperature)[0]
+
+    def update(
+        self, batches: Sequence[Batch], scores: Sequence[Mapping[str, Scores]], step: int
+    ) -> Update:
+        """Take one optimizer step on all `batches`, each with its teacher `scores`.
+
+        Every term divides by its own weight mass, summed over micro-batches and ranks before any
+        backward, so that how the batch was split changes nothing. Raises NumericError, with the
+        weights untouched, when the gradient is not finite.
+        """
+        terms = self.active(step)
+        masses = self.masses(terms, batches, scores)
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, float] = defaultdict(float)
+        for batch, batch_scores in zip(batches, scores, strict=True):
+            self.backward(terms, masses, batch, batch_scores, step, totals)
+        self.sum_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise NumericError(
+                f"step {step}: the gradient norm is {norm}; no weight was changed; lower "
+                "optimizer.learning_rate or use model.dtype=float32"
+            )
+        learning_rate = self.settings.learning_rate.at(step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return self.report(step, learning_rate, norm, totals)
+
+    def masses(
+        self,
+        terms: Mapping[str, Term],
+        batches: Sequence[Batch],
+        scores: Sequence[Mapping[str, Scores]],
+    ) -> dict[str, float]:
+        """The global denominator of each term."""
+        local = torch.zeros(len(terms), dtype=torch.float64)
+        for batch, batch_scores in zip(batches, scores, strict=True):
+            for index, term in enumerate(terms.values()):
+                weight = term.weight(batch, batch_scores)
+                local[index] += term.mass(weight, batch, self.max_response_tokens).double().cpu()
+        total = self.accelerator.reduce(local.to(self.accelerator.device), "sum")
+        return dict(zip(terms, total.tolist(), strict=True))
+
+    def backward(
+        self,
+        terms: Mapping[str, Term],
+        masses: Mapping[str, float],
+        batch: Batch,
+        scores: Mapping[str, Scores],
+        step: int,
+        totals: dict[str, float],
+    ) -> None:
+        """Add the gradient of one micro-batch; add what it observed to `totals`."""
+        row_losses = [term.loss for term in terms.values() if isinstance(term.loss, RowLoss)]
+        with self.recipe.autocast(self.accelerator.device):
+            hidden = hidden_states(self.model, batch.student)
+        rows = student_rows(
+            hidden, head_of(self.model), batch, scores, row_losses, self.temperature
+        )
+        from_rows = iter(zip(rows.losses, rows.observed, strict=True))
+        # Anchors the graph: a micro-batch whose terms are all empty still yields gradients of zero.
+        loss = hidden.sum() * 0.0
+        for name, term in terms.items():
+            if isinstance(term.loss, TokenLoss):
+                per_token, observed = term.loss.tokens(rows.logprob, batch, scores)
+            else:
+                per_token, observed = next(from_rows)
+            weight = term.weight(batch, scores)
+            mass = masses[name]
+            numerator = term.numerator(per_token, weight, batch, self.max_response_tokens)
+            if mass > 0:
+                loss = loss + term.coefficient.at(step, self.steps) * numerator / mass
+                totals[f"sum:loss/{name}"] += numerator.item() / mass
+            counted = weight > 0
+            for key, value in observed.items():
+                totals[f"sum:{key}/{name}"] += value[counted].sum().item()
+                totals[f"count:{key}/{name}"] += counted.sum().item()
+        loss.backward()
+        observe(rows, batch, scores, totals)
+
+    def sum_gradients(self) -> None:
+        """Sum gradients over ranks: the denominators are global already, so nothing is averaged."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+
+    def report(
+        self, step: int, learning_rate: float, norm: float, totals: Mapping[str, float]
+    ) -> Update:
+        """Sums over ranks, and means where a count stands beside the sum."""
+        names = sorted(name for name in totals if not name.startswith("max:"))
+        local = torch.tensor([totals[n] for n in names], dtype=torch.float64)
+        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").tolist()
+        reduced = dict(zip(names, summed, strict=True))
+        metrics: dict[str, float] = {}
+        for name, value in reduced.items():
+            kind, _, key = name.partition(":")
+            if kind == "sum":
+                metrics[key] = value / max(1.0, reduced.get(f"count:{key}", 1.0))
+        for name in sorted(name for name in totals if name.startswith("max:")):
+            largest = torch.tensor([totals[name]], device=self.accelerator.device)
+            metrics[name.removeprefix("max:")] = self.accelerator.gather(largest).max().item()
+        tokens = int(reduced["sum:tokens"])
+        return Update(step, learning_rate, norm, tokens, metrics)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything but the frozen weights that the next step depends on."""
+        trainable = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        return {"weights": trainable, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Undo `state_dict`, bit for bit."""
+        self.model.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def observe(
+    rows: Rows, batch: Batch, scores: Mapping[str, Scores], totals: dict[str, float]
+) -> None:
+    """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`."""
+
+    def add(name: str, values: Tensor) -> None:
+        totals[f"sum:{name}"] += values.sum().item()
+        totals[f"count:{name}"] += values.numel()
+
+    logprob = rows.logprob.detach()
+    totals["sum:tokens"] += batch.tokens
+    add("entropy", rows.entropy)
+    sampled = ~batch.sampled_logprob.isnan()
+    mismatch = (logprob - batch.sampled_logprob)[sampled].abs()
+    add("mismatch/mean", mismatch)
+    largest = mismatch.max().item() if mismatch.numel() else 0.0
+    totals["max:mismatch/max"] = max(totals["max:mismatch/max"], largest)
+    for view, seen in scores.items():
+        add(f"teacher_gap/{view}", (seen.logprob - logprob)[seen.present])
+        add(f"teacher_entropy/{view}", seen.entropy[seen.present])

@@ -1,0 +1,210 @@
+"""The student: loading it, its hidden states and its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from opd.config import locate, part
+from opd.errors import RecipeError
+from opd.types import Context, Head
+
+Causal = PreTrainedModel | PeftModel
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@part
+class LoRA:
+    """Low-rank updates of frozen weights. arXiv 2106.09685."""
+
+    rank: Annotated[int, Field(gt=0)] = 64
+    alpha: Annotated[float, Field(gt=0)] = 128.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+@part
+class Model:
+    """Which model learns, and in which precision."""
+
+    path: str
+    """A folder or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; trainable parameters are always kept in float32."""
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    lora: LoRA | None = None
+    """None trains every weight."""
+    gradient_checkpointing: bool = False
+    thinking: bool | None = None
+    """Passed to the chat template as `enable_thinking`; None leaves the template's default."""
+
+    def open(self, device: torch.device) -> Causal:
+        """The model ready to train on `device`.
+
+        Raises RecipeError when the folder or hub id holds no causal language model that we serve.
+        """
+        stored = torch.float32 if self.lora is None else PRECISIONS[self.dtype]
+        model = load_causal(self.path, dtype=stored, attention=self.attention).to(device)
+        silence_dropout(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.lora is None:
+            return model.train()
+        model.enable_input_require_grads()
+        lora = LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=int(self.lora.alpha),
+            target_modules=list(self.lora.targets),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            return get_peft_model(model, lora).train()
+        except ValueError as error:
+            raise RecipeError(
+                f"model.lora.targets: {self.path} has none of them: {error}"
+            ) from error
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Compute in `dtype` while parameters stay in float32."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, PRECISIONS[self.dtype])
+
+
+def load_causal(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """The causal language model at `path`; RecipeError where there is none that we can train."""
+    source = locate(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention
+        )
+    except (OSError, ValueError, ImportError) as error:
+        cause = str(error).splitlines()[0]
+        raise RecipeError(
+            f"model.path: {path} cannot be loaded ({cause}); give a causal model's folder or hub id"
+        ) from error
+    for scaling in ("logits_scaling", "logit_scale"):
+        if getattr(model.config, scaling, None) not in (None, 1.0):
+            raise RecipeError(
+                f"model.path: {path} scales its logits ({scaling}), not supported here"
+            )
+    return model
+
+
+def context_length(path: str) -> int:
+    """The longest sequence, in tokens, that the model at `path` has positions for."""
+    return AutoConfig.from_pretrained(locate(path)).max_position_embeddings
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, so that a teacher of the same weights agrees with its student."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def causal_of(model: Causal) -> PreTrainedModel:
+    """The plain model, with its adapter layers in place if it has any."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def head_of(model: Causal) -> Head:
+    """The head of `model`; its weight is the live parameter."""
+    causal = causal_of(model)
+    projection = causal.get_output_embeddings()
+    softcap = getattr(causal.config, "final_logit_softcapping", None)
+    return Head(projection.weight, getattr(projection, "bias", None), softcap)
+
+
+def hidden_states(model: Causal, context: Context) -> Tensor:
+    """`[N, D]` outputs of the backbone at the positions that predict the action tokens.
+
+    Right padding needs no mask under causal attention; packing passes its boundaries.
+    """
+    causal = causal_of(model)
+    backbone = getattr(causal, causal.base_model_prefix)
+    if context.boundaries is None:
+        output = backbone(input_ids=context.input_ids, use_cache=False)
+    else:
+        output = backbone(
+            input_ids=context.input_ids,
+            position_ids=context.position_ids,
+            use_cache=False,
+            **packed_attention(causal, context),
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(0, 1)[context.predict_at]
+
+
+def packed_attention(causal: PreTrainedModel, context: Context) -> dict[str, object]:
+    """What keeps the segments of a packed row apart, for the attention that the model uses."""
+    boundaries = context.boundaries
+    assert boundaries is not None, "only packed contexts have segments to keep apart"
+    config = causal.config
+    if config._attn_implementation == "flash_attention_2":
+        lengths = boundaries.diff()
+        return {
+            "cu_seq_lens_q": boundaries.int(),
+            "cu_seq_lens_k": boundaries.int(),
+            "max_length_q": int(lengths.max()),
+            "max_length_k": int(lengths.max()),
+        }
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        raise RecipeError(
+            "packing: this model has sliding-window layers; set packing=false or "
+            "model.attention=flash_attention_2"
+        )
+    length = context.input_ids.shape[1]
+    positions = torch.arange(length, device=boundaries.device)
+    segment = torch.searchsorted(boundaries[1:], positions, right=True)
+    allowed = (segment[:, None] == segment[None, :]) & (positions[:, None] >= positions[None, :])
+    return {"attention_mask": allowed[None, None]}
+
+
+def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the plain model's parameters under Hugging Face names, adapters folded in.
+
+    A tied head is yielded once, under the name of the embedding.
+    """
+    causal = causal_of(model)
+    for name, parameter in causal.named_parameters():
+        layer, folded, kind = name.partition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        weight = parameter.detach()
+        if folded and kind == "weight":
+            update = causal.get_submodule(layer).get_delta_weight("default").detach()
+            weight = weight + update.to(weight.dtype)
+        yield (f"{layer}.{kind}" if folded else name), weight
+
+
+def save_causal(model: Causal, folder: Path) -> None:
+    """Write a plain Hugging Face folder, adapters folded in."""
+    causal = causal_of(model)
+    weights = {name: tensor.contiguous() for name, tensor in merged_weights(model)}
+    causal.save_pretrained(folder, state_dict=weights)
+
+
+def parameter_count(path: str) -> int:
+    """How many parameters the model at `path` has; its weights are not read."""
+    config = AutoConfig.from_pretrained(locate(path))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()

@@ -1,0 +1,182 @@
+"""What is minimised at each action token.
+
+Legend: `n` rows of a chunk, `N` action tokens of a batch, `V` vocabulary. Row losses see whole
+next-token distributions a chunk at a time, token losses only the log-probs of the taken tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from opd.config import part
+from opd.objective.clip import Clip, clipped
+from opd.objective.correction import Correction, ratio
+from opd.objective.divergence import Divergence
+from opd.objective.support import Full, Support
+from opd.types import Batch, Scores
+
+Observed = Mapping[str, Tensor]
+"""Names of metrics to one detached value per row or token."""
+
+
+class Loss(ABC):
+    """Something to minimise, per token."""
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[str, ...]:
+        """The teacher views that it reads."""
+
+
+class RowLoss(Loss):
+    """A loss of whole next-token distributions."""
+
+    @abstractmethod
+    def rows(
+        self,
+        logits: Tensor,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Observed]:
+        """Losses `[n]` and metrics from the student's logits `[n, V]` of any float type, the taken
+        tokens `[n]`, their log-probs `[n]` when they were sampled, and each view's logits `[n, V]`.
+        Gradients flow to the student only."""
+
+
+class TokenLoss(Loss):
+    """A loss of the taken tokens' log-probs."""
+
+    @abstractmethod
+    def tokens(
+        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+    ) -> tuple[Tensor, Observed]:
+        """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
+        temperature, with gradients)."""
+
+
+@part
+class Distill(RowLoss):
+    """Divergence from what a teacher view says at each of the student's own prefixes.
+
+    Gradients flow through the student's probabilities, not through the choice of prefixes. arXiv
+    2601.18734, 2601.19897 and 2601.20802 differ in the parts that they put in.
+    """
+
+    view: str
+    divergence: Divergence
+    support: Support = field(default_factory=Full)
+    clip: Clip = "none"
+    clip_at: Annotated[float, Field(gt=0)] = 0.05
+    """Nats."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides both sides' logits; with a correction it must be the sampling temperature."""
+    correction: Correction | None = None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def rows(
+        self,
+        logits: Tensor,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Observed]:
+        student = log_probs(logits, self.temperature)
+        teacher = log_probs(teachers[self.view].detach(), self.temperature)
+        compared = self.support(student, teacher)
+        loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
+        if self.correction is not None:
+            loss = loss * self.correction(taken(student, target_ids), sampled_logprob)
+        return loss, {"clipped": share} if self.clip != "none" else {}
+
+
+@part
+class Likelihood(RowLoss):
+    """-log s of the given token at temperature 1: plain imitation."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ()
+
+    def rows(
+        self,
+        logits: Tensor,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Observed]:
+        return -taken(log_probs(logits, 1.0), target_ids), {}
+
+
+@part
+class SampledReverseKL(TokenLoss):
+    """sg(log s - log q) log s on taken tokens: in expectation over s the gradient of reverse KL.
+
+    Its value says nothing; its gradient does. arXiv 2601.20802.
+    """
+
+    view: str
+    correction: Correction | None = None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def tokens(
+        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+    ) -> tuple[Tensor, Observed]:
+        excess = (logprob - scores[self.view].logprob).detach()
+        loss = excess * logprob
+        if self.correction is not None:
+            loss = loss * self.correction(logprob, batch.sampled_logprob)
+        return loss, {}
+
+
+@part
+class PolicyGradient(TokenLoss):
+    """-min(r A, clip(r, 1 - low, 1 + high) A), r = trained / sampling probability.
+
+    arXiv 2402.03300, upper bound of its own from 2503.14476. A correction replaces the sampling
+    policy in r by the policy before the update, which is the trained one: one update a batch.
+    """
+
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+    correction: Correction | None = None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ()
+
+    def tokens(
+        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+    ) -> tuple[Tensor, Observed]:
+        advantage = batch.advantage[batch.sequence]
+        before = batch.sampled_logprob if self.correction is None else logprob.detach()
+        change = ratio(logprob, before)
+        free = change * advantage
+        bounded = change.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage
+        loss = -torch.minimum(free, bounded)
+        if self.correction is not None:
+            loss = loss * self.correction(logprob, batch.sampled_logprob)
+        return loss, {"clipped": (bounded < free).detach().float()}
+
+
+def log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """Log-softmax `[n, V]` in float32 of logits `[n, V]` of any float type over `temperature`."""
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def taken(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """The entries `[n]` of `[n, V]` that belong to `ids` `[n]`."""
+    return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

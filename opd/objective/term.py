@@ -1,0 +1,80 @@
+"""One summand of the objective: a loss, the tokens that it counts, and its share.
+
+Legend: `N` action tokens, `S` sequences of a micro-batch. A term's value is its numerator over its
+mass, both summed over all micro-batches and ranks of an update before they are divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from opd.config import part
+from opd.objective.loss import Loss
+from opd.objective.schedule import Constant, Schedule
+from opd.objective.weight import Weight
+from opd.types import Batch, Scores
+
+
+@part
+class Term:
+    """coefficient * sum(b w loss) / mass, where b is what the average gives to a token."""
+
+    loss: Loss
+    weights: tuple[Weight, ...] = ()
+    """They multiply."""
+    coefficient: Schedule = field(default_factory=lambda: Constant(value=1.0))
+    average: Literal["token", "sequence", "budget"] = "token"
+    """`token`: all tokens alike; `sequence`: all sequences alike (arXiv 2402.03300); `budget`: a
+    sequence's sum over the longest response allowed (arXiv 2503.20783)."""
+    denominator: Literal["weights", "count"] = "weights"
+    """`weights`: a weighted mean; `count`: small weights make small updates. `budget` always counts
+    sequences."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The teacher views that the loss and the weights read, each once."""
+        read = [*self.loss.views, *(view for weight in self.weights for view in weight.views)]
+        return tuple(dict.fromkeys(read))
+
+    def weight(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        """The product of the weights `[N]`, and 0 where a view that the loss reads is absent."""
+        product = torch.ones_like(batch.sampled_logprob)
+        for weight in self.weights:
+            product = product * weight(batch, scores)
+        for view in self.loss.views:
+            product = product * scores[view].present
+        return product
+
+    def numerator(
+        self, per_token: Tensor, weight: Tensor, batch: Batch, max_response_tokens: int
+    ) -> Tensor:
+        """sum(b w loss), a scalar with gradients, from losses and weights `[N]`."""
+        counted = weight > 0
+        share = self._share(counted, batch, max_response_tokens)
+        # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
+        return (share * weight * per_token.masked_fill(~counted, 0.0)).sum()
+
+    def mass(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
+        """What the numerator is divided by, a scalar, from weights `[N]`."""
+        counted = weight > 0
+        if self.average == "budget":
+            return (_tokens_per_sequence(counted, batch) > 0).sum().to(weight.dtype)
+        share = self._share(counted, batch, max_response_tokens)
+        return (share * (weight if self.denominator == "weights" else counted)).sum()
+
+    def _share(self, counted: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
+        if self.average == "sequence":
+            return 1 / _tokens_per_sequence(counted, batch).clamp(min=1)[batch.sequence]
+        share = 1.0 if self.average == "token" else 1 / max_response_tokens
+        return torch.full_like(batch.sampled_logprob, share)
+
+
+def _tokens_per_sequence(counted: Tensor, batch: Batch) -> Tensor:
+    """How many of the tokens `[N]` that are True fall into each sequence, `[S]`."""
+    none = torch.zeros_like(batch.reward)
+    return none.index_add(0, batch.sequence, counted.to(none.dtype))

@@ -1,0 +1,90 @@
+"""Which action tokens count, and how much.
+
+Legend: `N` action tokens. Weights multiply each other and enter the denominator of a term.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from opd.config import part
+from opd.types import Batch, Scores
+
+
+class Weight(ABC):
+    """A number per action token."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The teacher views that it reads."""
+        return ()
+
+    @abstractmethod
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        """Weights `[N]`: at least 0, finite, detached."""
+
+
+@part
+class PassRate(Weight):
+    """p^a (1 - p)^b of the problem's pass rate p: most where it is half known. arXiv 2603.11178.
+
+    0^0 is 1, so that an exponent of 0 ignores its side.
+    """
+
+    a: Annotated[float, Field(ge=0)] = 1.0
+    b: Annotated[float, Field(ge=0)] = 1.0
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        rate = batch.pass_rate[batch.sequence]
+        return rate**self.a * (1 - rate) ** self.b
+
+
+@part
+class Only(Weight):
+    """1 on the responses that succeeded, or on those that did not, and 0 on the others."""
+
+    when: Literal["success", "failure"]
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        success = batch.success[batch.sequence]
+        return (success if self.when == "success" else ~success).float()
+
+
+@part
+class Confidence(Weight):
+    """exp(-scale * H) of the teacher's entropy H, 0 where it is absent. arXiv 2604.02288."""
+
+    view: str
+    scale: Annotated[float, Field(ge=0)] = 1.0
+    """Per nat."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        teacher = scores[self.view]
+        return (-self.scale * teacher.entropy).exp() * teacher.present
+
+
+@part
+class FirstTokens(Weight):
+    """1 on the response tokens from `skip` up to but without `keep`, 0 on the others.
+
+    Skipping a few hides openings that betray the teacher's prompt. arXiv 2601.19897.
+    """
+
+    skip: Annotated[int, Field(ge=0)] = 0
+    keep: Annotated[int, Field(gt=0)] | None = None
+    """Counted from the start of the response; null keeps all."""
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        inside = batch.position >= self.skip
+        if self.keep is not None:
+            inside = inside & (batch.position < self.keep)
+        return inside.float()

@@ -1,0 +1,61 @@
+"""The types that hold what a student must never see; `rollout` engines and `evaluation` may not
+import this module (an import contract says so)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opd.types import Prompt, Rollout, Verdict
+
+
+@dataclass(frozen=True, repr=False)
+class Privileged:
+    """What only rewards and teacher views may read. Printing it shows no content."""
+
+    solution: str | None = None
+    """Worked reasoning."""
+    answer: str | None = None
+    """Short and checkable."""
+    demonstration: str | None = None
+    """A whole response as an expert would write it."""
+
+    def __repr__(self) -> str:
+        return "Privileged(<redacted>)"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt with its privileged side: the only object that holds both."""
+
+    prompt: Prompt
+    privileged: Privileged
+
+
+@dataclass(frozen=True)
+class Group:
+    """All rollouts of one problem with their verdicts: the unit of credit and of views."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+    """`[G]`."""
+    verdicts: tuple[Verdict, ...]
+    """`[G]`."""
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of judged rollouts that succeeded, in [0, 1]; 0 when none was judged."""
+        judged = [v for v in self.verdicts if v.status != "no_verdict"]
+        return sum(v.success for v in judged) / len(judged) if judged else 0.0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A judged rollout with what the objective needs to know of it."""
+
+    rollout: Rollout
+    verdict: Verdict
+    advantage: float
+    pass_rate: float
+    views: Mapping[str, tuple[int, ...]]
+    """View name to the teacher's prompt ids `[P_view]`; absent where it has nothing to say."""

@@ -1,0 +1,131 @@
+"""The recipe: every knob of a run, its unit and its default, and what must fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
+
+from opd.config import part
+from opd.errors import RecipeError
+from opd.evaluation.evaluator import Protocol
+from opd.learner.learner import Optimizer
+from opd.learner.model import Model
+from opd.objective.credit import Credit, GroupMean
+from opd.objective.loss import PolicyGradient
+from opd.objective.term import Term
+from opd.problems import Dataset
+from opd.reward import Reward
+from opd.rollout.engine import Engine, Sampling
+from opd.rollout.hf import HF
+from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Source
+from opd.teacher.score import Teacher
+from opd.teacher.view import FirstOf, Sibling, View
+
+
+@part
+class Checkpointing:
+    """When the state of a run is written, so that it can go on after a fault."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps; 0 writes the last step only."""
+    keep: Annotated[int, Field(gt=0)] = 2
+    """Newest checkpoints that stay on disk."""
+
+
+@part
+class Recipe:
+    """One run."""
+
+    model: Model
+    problems: Dataset
+    reward: Reward
+    sampling: Sampling
+    terms: dict[str, Term]
+    """What is minimised: the sum of these."""
+    steps: Annotated[int, Field(gt=0)]
+    output: str
+    """The run's folder."""
+    engine: Engine = field(default_factory=HF)
+    source: Source = field(default_factory=OnPolicy)
+    credit: Credit = field(default_factory=GroupMean)
+    teacher: Teacher = field(default_factory=Teacher)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    problems_per_step: Annotated[int, Field(gt=0)] = 32
+    updates_per_step: Annotated[int, Field(gt=0)] = 1
+    """Optimizer steps on each step's rollouts, each on a part of them."""
+    tokens_per_batch: Annotated[int, Field(gt=0)] = 16384
+    """Positions of a micro-batch, padding included."""
+    packing: bool = False
+    """Lay sequences end to end instead of padding them."""
+    max_length: Annotated[int, Field(gt=0)] | None = None
+    """Prompt and response tokens together; None takes the model's whole context."""
+    benchmarks: dict[str, Dataset] = field(default_factory=dict)
+    """What is measured before and after training."""
+    evaluation: Protocol = field(default_factory=Protocol)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    sync_tolerance: Annotated[float, Field(gt=0)] = 0.05
+    """Nats by which a log-prob of the engine may differ from the trainer's after the first sync."""
+    rollouts_logged: Annotated[int, Field(ge=0)] = 2
+    """Rollouts a logged step whose tokens are kept for the report."""
+    log_rollouts_every: Annotated[int, Field(gt=0)] = 25
+    """Steps."""
+    trackers: tuple[str, ...] = ()
+    """Names that accelerate knows, such as tensorboard, wandb or trackio."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise RecipeError("terms: there is none, so nothing would be learned; add one")
+        for name, term in self.terms.items():
+            self.check_views(name, term)
+        if any(isinstance(term.loss, PolicyGradient) for term in self.terms.values()):
+            self.check_policy_gradient()
+        self.check_siblings()
+
+    def check_views(self, name: str, term: Term) -> None:
+        """Every view that a term reads is one that the teacher has."""
+        for view in term.views:
+            if view not in self.teacher.views:
+                known = ", ".join(self.teacher.views) or "none"
+                raise RecipeError(
+                    f"terms.{name}: it reads the view {view!r}, but teacher.views holds {known}; "
+                    "add the view or name one that is there"
+                )
+
+    def check_policy_gradient(self) -> None:
+        """Written responses have no sampling policy to take a ratio to."""
+        if any(isinstance(source, Demonstrations) for source in sources(self.source)):
+            raise RecipeError(
+                "source: a PolicyGradient term needs sampled rollouts, but Demonstrations are "
+                "written; set source=OnPolicy or drop the term"
+            )
+
+    def check_siblings(self) -> None:
+        """A sibling needs a group of at least two."""
+        shows_sibling = any(isinstance(view, Sibling) for view in leaves(self.teacher.views))
+        largest = max(
+            (s.rollouts_per_problem for s in sources(self.source) if isinstance(s, OnPolicy)),
+            default=1,
+        )
+        if shows_sibling and largest < 2:
+            raise RecipeError(
+                "teacher.views: a Sibling view needs other rollouts of the same problem; set "
+                "source.rollouts_per_problem to 2 or more"
+            )
+
+
+def sources(source: Source) -> Iterator[Source]:
+    """The source and every source inside it."""
+    yield source
+    if isinstance(source, Mixed):
+        yield from sources(source.first)
+        yield from sources(source.second)
+
+
+def leaves(views: dict[str, View]) -> Iterator[View]:
+    """Every view that shows something itself."""
+    for view in views.values():
+        yield from view.views if isinstance(view, FirstOf) else (view,)

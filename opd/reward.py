@@ -1,0 +1,81 @@
+"""Rewards: what a response is worth, and the judge that alone knows the answers."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from math import isfinite
+
+from opd.errors import DataError
+from opd.privileged import Problem
+from opd.types import Rollout, Verdict
+
+logger = logging.getLogger(__name__)
+
+
+class Reward(ABC):
+    """Compares responses with the privileged side of their problem."""
+
+    @abstractmethod
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        """One verdict a rollout, in order. Deterministic, and never raises over a response: text
+        that holds no answer is a verdict too. Feedback may be shown to a teacher, so it says what
+        is wrong with the response and not what is right."""
+
+    def check(self, problem: Problem) -> None:  # noqa: B027 (most problems need no check)
+        """Raise ValueError when this reward could judge no response to `problem`."""
+
+
+class Judge:
+    """A reward together with the problems that it judges.
+
+    It is called with rollouts alone, so that an evaluator never holds a Problem.
+    """
+
+    def __init__(self, reward: Reward, problems: Iterable[Problem]) -> None:
+        """Raises DataError for a problem that the reward cannot judge."""
+        self._reward = reward
+        self._problems = {problem.prompt.id: problem for problem in problems}
+        for name, problem in self._problems.items():
+            try:
+                reward.check(problem)
+            except ValueError as error:
+                kind = type(reward).__name__
+                raise DataError(f"problem {name!r}: {kind} cannot judge it: {error}") from None
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        """One verdict a rollout, in order. A reward that fails gives `no_verdict`, never a zero:
+        the fault is the grader's, not the student's."""
+        places: dict[str, list[int]] = {}
+        for place, rollout in enumerate(rollouts):
+            places.setdefault(rollout.prompt.id, []).append(place)
+        verdicts: dict[int, Verdict] = {}
+        for name, group in places.items():
+            judged = self._judged(self._problem(name), [rollouts[place] for place in group])
+            verdicts.update(zip(group, judged, strict=True))
+        return [verdicts[place] for place in range(len(rollouts))]
+
+    def _problem(self, name: str) -> Problem:
+        if name not in self._problems:
+            raise DataError(f"there is no problem {name!r} to judge by; use the rollouts' dataset")
+        return self._problems[name]
+
+    def _judged(self, problem: Problem, rollouts: list[Rollout]) -> list[Verdict]:
+        try:
+            verdicts = self._reward(problem, rollouts)
+            if len(verdicts) != len(rollouts) or not all(isfinite(v.reward) for v in verdicts):
+                raise ValueError("verdicts are missing, too many or not finite")
+        except Exception as error:
+            if len(rollouts) > 1:
+                return [
+                    verdict for rollout in rollouts for verdict in self._judged(problem, [rollout])
+                ]
+            logger.warning(
+                "no verdict on a response to problem %r: %s fails with %s",
+                problem.prompt.id,
+                type(self._reward).__name__,
+                type(error).__name__,
+            )
+            return [Verdict("no_verdict", 0.0)]
+        return verdicts

@@ -1,0 +1,189 @@
+"""The open parts of a recipe, and how a run is saved and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from opd.config import dump, locate
+from opd.errors import EngineError
+from opd.evaluation.evaluator import Benchmark, Measurement
+from opd.learner.batch import build_context, context_to
+from opd.learner.checkpoint import Checkpoints, random_state, restore_random_state
+from opd.learner.learner import Learner
+from opd.learner.model import context_length
+from opd.log import Log
+from opd.problems import Stream
+from opd.recipe import Recipe
+from opd.reward import Judge
+from opd.rollout.chat import Chat
+from opd.rollout.engine import Sampling
+from opd.rollout.sampler import Sampler
+
+PROBE_TOKENS = 32
+
+
+@dataclass
+class Progress:
+    """How far a run has come; kept in every checkpoint."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Spent in training and evaluation, over all sessions of the run."""
+    generated_tokens: int = 0
+    """Response tokens drawn for training, over all ranks; evaluations are not counted."""
+    learner_tokens: int = 0
+    """Response tokens that entered an update."""
+    before: dict[str, Measurement] = field(default_factory=dict)
+    """Benchmark to its measurement before the first step."""
+
+    def state_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        for item in fields(self):
+            setattr(self, item.name, state[item.name])
+        self.before = {name: Measurement(**row) for name, row in state["before"].items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop works with."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    chat: Chat
+    stream: Stream
+    judge: Judge
+    learner: Learner
+    sampler: Sampler
+    context_length: int
+    """Positions of the model, for teacher prompts and their responses."""
+    benchmarks: tuple[Benchmark, ...]
+    checkpoints: Checkpoints
+    log: Log
+    progress: Progress
+
+    @contextmanager
+    def awake(self) -> Iterator[Sampler]:
+        """The sampler with the learner's current weights; its memory is freed again at the end."""
+        engine = self.sampler.engine
+        engine.wake()
+        engine.load(self.learner.weights(), self.progress.step)
+        yield self.sampler
+        engine.sleep()
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        if not self.accelerator.is_main_process:
+            return
+        learner = self.learner.state_dict()
+        weights = learner.pop("weights")
+        state = {
+            "learner": learner,
+            "teacher": self.recipe.teacher.weights.state_dict(),
+            "progress": self.progress.state_dict(),
+            "random": random_state(),
+        }
+        self.checkpoints.save(self.progress.step, state, weights)
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint, if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return
+        saved = self.checkpoints.load(latest)
+        self.learner.load_state_dict({**saved.state["learner"], "weights": saved.weights})
+        self.recipe.teacher.weights.load_state_dict(saved.state["teacher"])
+        self.progress.load_state_dict(saved.state["progress"])
+        restore_random_state(saved.state["random"])
+        self.log.resume(latest)
+
+    def verify_sync(self) -> float:
+        """The largest difference, in nats, between the engine's and the trainer's log-probs of one
+        probe response after a sync. Raises EngineError when it exceeds the recipe's tolerance."""
+        sampling = Sampling(
+            max_response_tokens=min(PROBE_TOKENS, self.recipe.sampling.max_response_tokens),
+            temperature=self.recipe.sampling.temperature,
+        )
+        prompt = self.stream.batch(0, 1)[0].prompt
+        with self.awake() as sampler:
+            rollout = sampler.draw([prompt], sampling, 1, "probe")[0][0]
+        context = build_context(
+            [rollout.prompt_ids], [rollout.token_ids], packing=False, pad_id=self.chat.pad_id
+        )
+        device = self.accelerator.device
+        targets = torch.tensor(rollout.token_ids, device=device)
+        own = self.learner.logprobs(context_to(context, device), targets)
+        theirs = torch.tensor(rollout.logprobs, device=device)
+        difference = (own - theirs).abs().max().item()
+        if not difference <= self.recipe.sync_tolerance:
+            raise EngineError(
+                f"engine: after taking the trainer's weights its log-probs differ by "
+                f"{difference:.3g} nats (sync_tolerance={self.recipe.sync_tolerance:g}), so it "
+                "would sample from another model; use engine=hf or raise sync_tolerance"
+            )
+        return difference
+
+
+def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
+    """Open everything that a recipe names: the first moment that touches models and data."""
+    problems = recipe.problems.problems()
+    stream = Stream(problems, recipe.seed)
+    judge = Judge(recipe.reward, problems)
+    benchmarks = tuple(open_benchmark(name, recipe) for name in recipe.benchmarks)
+    learner = open_learner(recipe, accelerator)
+    sampler = open_sampler(recipe)
+    output = Path(recipe.output)
+    return Run(
+        recipe=recipe,
+        accelerator=accelerator,
+        chat=sampler.chat,
+        stream=stream,
+        judge=judge,
+        learner=learner,
+        sampler=sampler,
+        context_length=context_length(recipe.model.path),
+        benchmarks=benchmarks,
+        checkpoints=Checkpoints(output / "checkpoints", dump(recipe), recipe.checkpoint.keep),
+        log=Log(output, accelerator, recipe),
+        progress=Progress(),
+    )
+
+
+def open_learner(recipe: Recipe, accelerator: Accelerator) -> Learner:
+    """The student and the teacher's weights as they are before the first step."""
+    learner = Learner(
+        recipe.model,
+        recipe.terms,
+        recipe.optimizer,
+        accelerator,
+        steps=recipe.steps,
+        temperature=recipe.sampling.temperature or 1.0,
+        max_response_tokens=recipe.sampling.max_response_tokens,
+    )
+    recipe.teacher.weights.setup(learner)
+    return learner
+
+
+def open_sampler(recipe: Recipe) -> Sampler:
+    """The recipe's engine on the model's own weights, with its chat template."""
+    folder = locate(recipe.model.path)
+    chat = Chat.open(folder, recipe.model.thinking)
+    length = context_length(recipe.model.path)
+    served = min(recipe.max_length or length, length)
+    recipe.engine.open(folder, dtype=recipe.model.dtype, max_length=served, seed=recipe.seed)
+    return Sampler(recipe.engine, chat, served, recipe.seed)
+
+
+def open_benchmark(name: str, recipe: Recipe) -> Benchmark:
+    """A benchmark of the recipe; the evaluator gets its prompts and a judge, never a Problem."""
+    problems = recipe.benchmarks[name].problems()
+    judge = Judge(recipe.reward, problems)
+    return Benchmark(name, tuple(problem.prompt for problem in problems), judge)

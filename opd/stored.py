@@ -1,0 +1,153 @@
+"""Rollouts on disk: drawn and judged by one command, scored by a teacher in another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from opd.config import locate
+from opd.errors import DataError
+from opd.evaluation.evaluator import Measurement, measure
+from opd.learner.batch import assemble, to_device
+from opd.learner.learner import Learner
+from opd.privileged import Group, Problem, Trajectory
+from opd.recipe import Recipe
+from opd.reward import Judge
+from opd.rollout.chat import Chat
+from opd.run import open_benchmark, open_learner, open_sampler
+from opd.types import Message, Prompt, Rollout, Verdict
+
+
+def evaluate(recipe: Recipe) -> list[Measurement]:
+    """Measure the recipe's benchmarks on its model as it stands on disk."""
+    if not recipe.benchmarks:
+        raise DataError("benchmarks: the recipe names none, so nothing can be measured; add one")
+    benchmarks = [open_benchmark(name, recipe) for name in recipe.benchmarks]
+    sampler = open_sampler(recipe)
+    sampling = recipe.evaluation.sampling or recipe.sampling
+    try:
+        return [measure(b, sampler, sampling, recipe.evaluation.samples) for b in benchmarks]
+    finally:
+        sampler.engine.close()
+
+
+def sample(recipe: Recipe, count: int, to: Path) -> int:
+    """Draw and judge the rollouts of the first `count` problems into the new file `to`.
+
+    Returns how many stand in it. Raises DataError when `to` exists.
+    """
+    refuse_existing(to)
+    problems = recipe.problems.problems()[:count]
+    judge = Judge(recipe.reward, problems)
+    sampler = open_sampler(recipe)
+    try:
+        drawn = recipe.source.collect(problems, sampler, recipe.sampling, step=0)
+    finally:
+        sampler.engine.close()
+    return write_rows(
+        to,
+        (
+            {"rollout": asdict(rollout), "verdict": asdict(verdict)}
+            for rollouts in drawn
+            for rollout, verdict in zip(rollouts, judge(rollouts), strict=True)
+        ),
+    )
+
+
+def score(recipe: Recipe, rollouts: Path, to: Path) -> int:
+    """Write what each view of the recipe's teacher thinks of every stored token to the new file
+    `to`: `[T]` log-probs of the taken tokens and `[T]` entropies a view, in nats.
+
+    Returns how many rollouts were scored. Raises DataError for a malformed row, a prompt that is no
+    problem of the recipe, or an existing `to`.
+    """
+    refuse_existing(to)
+    groups = read_groups(rollouts, recipe.problems.problems())
+    chat = Chat.open(locate(recipe.model.path), recipe.model.thinking)
+    learner = open_learner(recipe, Accelerator())
+    return write_rows(
+        to,
+        (
+            scored(recipe, learner, chat, group, index)
+            for group in groups
+            for index in range(len(group.rollouts))
+        ),
+    )
+
+
+def scored(
+    recipe: Recipe, learner: Learner, chat: Chat, group: Group, index: int
+) -> Mapping[str, object]:
+    """One rollout's row of teacher scores."""
+    rollout, verdict = group.rollouts[index], group.verdicts[index]
+    contexts = recipe.teacher.contexts(group, index, tuple(recipe.teacher.views), chat)
+    trajectory = Trajectory(rollout, verdict, 0.0, group.pass_rate, contexts)
+    batch = assemble([trajectory], packing=False, pad_id=chat.pad_id)
+    batch = to_device(batch, learner.accelerator.device)
+    scores = recipe.teacher.score([batch], tuple(contexts), learner)[0]
+    return {
+        "prompt_id": rollout.prompt.id,
+        "token_ids": rollout.token_ids,
+        "views": {
+            name: {"logprob": seen.logprob.tolist(), "entropy": seen.entropy.tolist()}
+            for name, seen in scores.items()
+        },
+    }
+
+
+def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:
+    """The stored rollouts, grouped by problem in order of first appearance."""
+    known = {problem.prompt.id: problem for problem in problems}
+    rows: dict[str, list[tuple[Rollout, Verdict]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; write it with `opd sample --to`") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rollout, verdict = read_rollout(row["rollout"]), Verdict(**row["verdict"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: row {number} is no stored rollout ({error!r}); write the file with "
+                "`opd sample --to`"
+            ) from error
+        if rollout.prompt.id not in known:
+            raise DataError(
+                f"{path}: row {number} answers {rollout.prompt.id!r}, which is no problem of this "
+                "recipe; use the recipe that sampled it"
+            )
+        rows.setdefault(rollout.prompt.id, []).append((rollout, verdict))
+    return [
+        Group(known[name], tuple(r for r, _ in pairs), tuple(v for _, v in pairs))
+        for name, pairs in rows.items()
+    ]
+
+
+def read_rollout(row: Mapping[str, object]) -> Rollout:
+    """A rollout as `sample` wrote it."""
+    prompt = row["prompt"]
+    messages = tuple(Message(**message) for message in prompt["messages"])
+    lists = ("prompt_ids", "token_ids", "logprobs")
+    plain = {name: tuple(row[name]) if name in lists else row[name] for name in row}
+    return Rollout(**{**plain, "prompt": Prompt(prompt["id"], messages)})
+
+
+def refuse_existing(to: Path) -> None:
+    """Nothing is written over."""
+    if to.exists():
+        raise DataError(f"{to}: exists already; name a new file or delete it")
+
+
+def write_rows(to: Path, rows: Iterable[Mapping[str, object]]) -> int:
+    """Write one JSON object a line; how many."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with to.open("x", encoding="utf-8") as file:
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count

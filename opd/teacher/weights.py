@@ -1,0 +1,179 @@
+"""Whose parameters teach."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import field
+from typing import Annotated
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from opd.config import part
+from opd.errors import RecipeError
+from opd.learner.learner import Learner
+from opd.learner.model import PRECISIONS, Causal, head_of, load_causal, silence_dropout
+
+
+class TeacherWeights(ABC):
+    """Parameters to score with. What `setup` opens and `follow` changes is state, not recipe."""
+
+    def setup(self, learner: Learner) -> None:
+        """Open what is needed, once, before any step or resume."""
+
+    @abstractmethod
+    def scoring(self, learner: Learner) -> contextmanager[Causal]:
+        """A context in which the yielded model computes with the teacher's parameters."""
+
+    def follow(self, learner: Learner) -> None:
+        """Move after one optimizer step."""
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Undo `state_dict`."""
+
+
+@part
+class Live(TeacherWeights):
+    """The student's own current parameters."""
+
+    @contextmanager
+    def scoring(self, learner: Learner) -> Iterator[Causal]:
+        yield learner.model
+
+
+@part
+class Frozen(TeacherWeights):
+    """The student's initial parameters; with LoRA, the adapter switched off at no memory."""
+
+    initial: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+
+    def setup(self, learner: Learner) -> None:
+        if not isinstance(learner.model, PeftModel):
+            self.initial = frozen_copy(learner.model)
+
+    @contextmanager
+    def scoring(self, learner: Learner) -> Iterator[Causal]:
+        if isinstance(learner.model, PeftModel):
+            with learner.model.disable_adapter():
+                yield learner.model
+        else:
+            yield self.initial
+
+
+@part
+class EMA(TeacherWeights):
+    """An exponential moving average: `teacher <- decay * teacher + (1 - decay) * student`.
+
+    With LoRA the average is of the update B·A itself, kept dense `[out, in]` a layer and added to
+    the output of the frozen layer: the product of averaged factors is not the average of products.
+    """
+
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """1 never moves, 0 copies the student after every step."""
+    average: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+    updates: dict[str, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def setup(self, learner: Learner) -> None:
+        if isinstance(learner.model, PeftModel):
+            self.updates = {
+                name: layer.get_delta_weight("default").detach().float().clone()
+                for name, layer in lora_layers(learner.model)
+            }
+        else:
+            self.average = frozen_copy(learner.model)
+
+    @contextmanager
+    def scoring(self, learner: Learner) -> Iterator[Causal]:
+        if not isinstance(learner.model, PeftModel):
+            yield self.average
+            return
+        hooks = [
+            layer.get_base_layer().register_forward_hook(adding(self.updates[name]))
+            for name, layer in lora_layers(learner.model)
+        ]
+        try:
+            with learner.model.disable_adapter():
+                yield learner.model
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def follow(self, learner: Learner) -> None:
+        rate = 1.0 - self.decay
+        if isinstance(learner.model, PeftModel):
+            for name, layer in lora_layers(learner.model):
+                self.updates[name].lerp_(layer.get_delta_weight("default").float(), rate)
+        else:
+            for mine, theirs in zip(
+                self.average.parameters(), learner.model.parameters(), strict=True
+            ):
+                mine.lerp_(theirs, rate)
+
+    def state_dict(self) -> dict[str, object]:
+        if self.average is None:
+            return {"updates": dict(self.updates)}
+        return {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        if self.average is None:
+            self.updates = dict(state["updates"])
+        else:
+            self.average.load_state_dict(state["average"])
+
+
+@part
+class External(TeacherWeights):
+    """Another model of the same vocabulary."""
+
+    path: str
+    """A folder or a hub id."""
+    model: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+
+    def setup(self, learner: Learner) -> None:
+        device = learner.accelerator.device
+        stored = PRECISIONS[learner.recipe.dtype]
+        model = load_causal(self.path, dtype=stored, attention=learner.recipe.attention)
+        theirs, mine = head_of(model).weight.shape[0], head_of(learner.model).weight.shape[0]
+        if theirs != mine:
+            raise RecipeError(
+                f"teacher.weights.path: {self.path} has {theirs} vocabulary entries, the student "
+                f"{mine}; choose a teacher with the student's tokenizer"
+            )
+        silence_dropout(model)
+        self.model = model.to(device).requires_grad_(False)
+
+    @contextmanager
+    def scoring(self, learner: Learner) -> Iterator[Causal]:
+        yield self.model
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model that takes no gradient."""
+    return deepcopy(model).requires_grad_(False)
+
+
+def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    """(name, layer) of every layer that carries an adapter."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def adding(update: Tensor):
+    """A forward hook that adds `update` `[out, in]` to a linear layer's weight."""
+
+    def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + linear(inputs[0], update.to(inputs[0].dtype))
+
+    return hook

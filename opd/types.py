@@ -1,0 +1,172 @@
+"""The public data that flows: frozen, shaped, filled once.
+
+Legend, obeyed everywhere: `G` rollouts per problem, `S` sequences in a batch, `N` action tokens in
+a batch, `V` vocabulary, `K` support size, `D` hidden width, `R x L` rows by positions of a model
+input, `P` prompt tokens, `T` response tokens of one rollout. `log_*` and `*logprob*` are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+Finish = Literal["stop", "length", "abort"]
+Status = Literal["pass", "fail", "no_answer", "no_verdict"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All that the student, the engine and the evaluator may ever see of a problem."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return next(m.content for m in reversed(self.messages) if m.role == "user")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to one prompt, exactly as sampled."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    """`[P]` token ids that the engine was given."""
+    token_ids: tuple[int, ...]
+    """`[T]` sampled token ids, the stop token included when there is one."""
+    logprobs: tuple[float, ...]
+    """`[T]` nats, under the sampling policy at the sampling temperature."""
+    policy_step: int
+    """Version of the weights that sampled it; -1 when it was not sampled but written down."""
+    finish: Finish
+    text: str
+    """The response decoded without special tokens, for rewards and views."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reward thinks of a rollout. `no_verdict` means that the grader failed."""
+
+    status: Status
+    reward: float
+    feedback: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def success(self) -> bool:
+        return self.status == "pass"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head: what turns hidden states into logits."""
+
+    weight: Tensor
+    """`[V, D]`."""
+    bias: Tensor | None = None
+    """`[V]`."""
+    softcap: float | None = None
+    """Logits become `softcap * tanh(logits / softcap)`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[n, D]` hidden states to `[n, V]` logits in float32."""
+        bias = None if self.bias is None else self.bias.float()
+        logits = linear(hidden.float(), self.weight.float(), bias)
+        if self.softcap is None:
+            return logits
+        return self.softcap * (logits / self.softcap).tanh()
+
+
+@dataclass(frozen=True)
+class Context:
+    """One model input for a batch: whole prompts and responses, and where actions are predicted.
+
+    Rows are right-padded (`boundaries is None`, `R` rows) or packed (`R == 1`, `boundaries` holds
+    the cumulative lengths of its segments).
+    """
+
+    input_ids: Tensor
+    """`[R, L]` int64."""
+    position_ids: Tensor
+    """`[R, L]` int64, restarting at 0 in every sequence."""
+    boundaries: Tensor | None
+    """`[segments + 1]` int64 or None."""
+    predict_at: Tensor
+    """`[N]` int64, flat index into `R * L` of the position whose output predicts token n."""
+    present: Tensor
+    """`[N]` bool, False where this context does not exist for the token's sequence."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a teacher thinks of a batch's action tokens, from one pass without gradients.
+
+    Logits are not kept: `head.logits(hidden[...])` rebuilds them a chunk at a time.
+    """
+
+    hidden: Tensor
+    """`[N, D]`, zeros where the view is absent."""
+    head: Head
+    logprob: Tensor
+    """`[N]` nats, of the taken tokens at the sampling temperature."""
+    entropy: Tensor
+    """`[N]` nats, at the sampling temperature."""
+    present: Tensor
+    """`[N]` bool."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. Everything past the contexts is indexed by action token or by sequence."""
+
+    student: Context
+    views: Mapping[str, Context]
+    target_ids: Tensor
+    """`[N]` int64, the taken tokens."""
+    sequence: Tensor
+    """`[N]` int64 in 0..S-1."""
+    position: Tensor
+    """`[N]` int64, index of the token in its response, from 0."""
+    sampled_logprob: Tensor
+    """`[N]` nats under the sampling policy; NaN where the token was written down, not sampled."""
+    reward: Tensor
+    """`[S]`."""
+    advantage: Tensor
+    """`[S]`."""
+    pass_rate: Tensor
+    """`[S]` in [0, 1]."""
+    success: Tensor
+    """`[S]` bool."""
+
+    @property
+    def tokens(self) -> int:
+        return self.target_ids.numel()
+
+    @property
+    def sequences(self) -> int:
+        return self.reward.numel()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did."""
+
+    step: int
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    metrics: Mapping[str, float]

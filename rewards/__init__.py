@@ -1,0 +1,1 @@
+"""Rewards to name in a recipe, such as `rewards.exact:Exact`."""

@@ -1,0 +1,52 @@
+"""The answer after a marker, compared letter by letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from opd.config import part
+from opd.privileged import Problem
+from opd.reward import Reward
+from opd.types import Rollout, Verdict
+
+QUOTED_CHARACTERS = 80
+
+
+@part
+class Exact(Reward):
+    """1 where the text after the last marker is the answer, else 0."""
+
+    marker: Annotated[str, Field(min_length=1)] = "#"
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        right = (problem.privileged.answer or "").strip()
+        return [compared(self.given(rollout), right, rollout) for rollout in rollouts]
+
+    def given(self, rollout: Rollout) -> str | None:
+        """What the response says after the last marker, or None."""
+        return (
+            rollout.text.rpartition(self.marker)[2].strip() if self.marker in rollout.text else None
+        )
+
+    def check(self, problem: Problem) -> None:
+        if not (problem.privileged.answer or "").strip():
+            raise ValueError("it has no answer; let the adapter fill Privileged.answer")
+
+
+def compared(given: str | None, right: str, rollout: Rollout) -> Verdict:
+    if not given:
+        return unanswered(rollout)
+    return Verdict("pass", 1.0) if given == right else wrong(given)
+
+
+def wrong(given: str) -> Verdict:
+    cut = given[:QUOTED_CHARACTERS] + ("..." if len(given) > QUOTED_CHARACTERS else "")
+    return Verdict("fail", 0.0, f"Your answer {cut!r} is wrong.")
+
+
+def unanswered(rollout: Rollout) -> Verdict:
+    cause = "You ran out of room before you" if rollout.finish == "length" else "You"
+    return Verdict("no_answer", 0.0, f"{cause} gave no final answer.")

@@ -1,0 +1,89 @@
+"""The number that a response ends with, compared exactly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from opd.config import part
+from opd.privileged import Problem
+from opd.reward import Reward
+from opd.types import Rollout, Verdict
+from rewards.exact import unanswered, wrong
+
+LONGEST_ANSWER = 200
+"""Characters; a longer one is no number."""
+
+# No exponents and few digits, so that comparing stays cheap whatever a response says.
+UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40})(?:/[1-9]\d{0,39})?"
+IN_PROSE = re.compile(rf"(?:(?<![\w)])[-+]\$?)?{UNSIGNED}")
+UNIT = r"[a-zA-Z]{2,}\.?(?:\s+[a-zA-Z]+\.?)*"
+WITH_UNIT = re.compile(rf"([-+]?)\s*({UNSIGNED})(?:\s*{UNIT})?")
+
+FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+DECORATION = re.compile(r"\\(?:text|mathrm|mbox)\b|\\[,;!: ]|\\?[$%]|[{}]")
+BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+
+@part
+class Number(Reward):
+    r"""1 where the final number equals the answer, else 0.
+
+    The final number stands in the last \boxed{...}; without any box, after the last "####";
+    without that too, it is the last number of a response that ended by itself. Thinking, up to
+    "</think>", is not read.
+    """
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        right = number(problem.privileged.answer or "")
+        return [judged(final_answer(rollout), right, rollout) for rollout in rollouts]
+
+    def check(self, problem: Problem) -> None:
+        if number(problem.privileged.answer or "") is None:
+            raise ValueError("its answer is no number; let the adapter fill Privileged.answer")
+
+
+def judged(given: str | None, right: Fraction | None, rollout: Rollout) -> Verdict:
+    if not given:
+        return unanswered(rollout)
+    value = number(given)
+    return wrong(given) if value is None or value != right else Verdict("pass", 1.0)
+
+
+def final_answer(rollout: Rollout) -> str | None:
+    """What the response gives as its answer, or None."""
+    text = rollout.text.rpartition("</think>")[2]
+    if "\\boxed" in text:
+        return last_box(text)
+    if "####" in text:
+        return text.rpartition("####")[2].strip().partition("\n")[0]
+    if rollout.finish == "length":
+        return None
+    return next(reversed(IN_PROSE.findall(text)), None)
+
+
+def last_box(text: str) -> str | None:
+    r"""What stands in the \boxed{...} that opens last among those that are closed."""
+    opened: list[int | None] = []
+    start, end = -1, -1
+    for brace in BRACES.finditer(text):
+        if brace[0] == "}":
+            box = opened.pop() if opened else None
+            if box is not None and box > start:
+                start, end = box, brace.start()
+        elif brace[0] not in ("\\{", "\\}"):
+            opened.append(None if brace[0] == "{" else brace.end())
+    return text[start:end].strip() if end >= 0 else None
+
+
+def number(text: str) -> Fraction | None:
+    """The value of a text that is one number: "$1,080.50", "18 dollars", "50%", "1/2", or None."""
+    if len(text) > LONGEST_ANSWER:
+        return None
+    plain = FRACTION.sub(r" \1/\2", text.replace("\N{MINUS SIGN}", "-"))
+    match = WITH_UNIT.fullmatch(DECORATION.sub("", plain).strip().rstrip("."))
+    if match is None:
+        return None
+    top, _, bottom = match[2].replace(",", "").partition("/")
+    return Fraction(f"{match[1]}{top}") / int(bottom or 1)

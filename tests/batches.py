@@ -1,0 +1,66 @@
+"""Small batches for the tests of the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opd.types import Batch, Context, Head, Scores
+
+
+def context(tokens: int) -> Context:
+    """One padded row in which every position predicts a token."""
+    return Context(
+        input_ids=torch.zeros(1, max(1, tokens), dtype=torch.long),
+        position_ids=torch.arange(max(1, tokens)).unsqueeze(0),
+        boundaries=None,
+        predict_at=torch.arange(tokens),
+        present=torch.ones(tokens, dtype=torch.bool),
+    )
+
+
+def batch_of(
+    lengths: Sequence[int],
+    *,
+    advantage: Sequence[float] | None = None,
+    pass_rate: Sequence[float] | None = None,
+    success: Sequence[bool] | None = None,
+    sampled_logprob: Tensor | None = None,
+) -> Batch:
+    """A batch of sequences of the given lengths; what is not given is 0 or False."""
+    sequences, tokens = len(lengths), sum(lengths)
+    zeros = [0.0] * sequences
+    return Batch(
+        student=context(tokens),
+        views={},
+        target_ids=torch.zeros(tokens, dtype=torch.long),
+        sequence=torch.repeat_interleave(
+            torch.arange(sequences), torch.tensor(list(lengths), dtype=torch.long)
+        ),
+        position=torch.tensor([t for length in lengths for t in range(length)], dtype=torch.long),
+        sampled_logprob=torch.zeros(tokens) if sampled_logprob is None else sampled_logprob,
+        reward=torch.tensor(zeros),
+        advantage=torch.tensor(advantage or zeros),
+        pass_rate=torch.tensor(pass_rate or zeros),
+        success=torch.tensor(success or [False] * sequences, dtype=torch.bool),
+    )
+
+
+def scores_of(
+    tokens: int,
+    *,
+    logprob: Sequence[float] | None = None,
+    entropy: Sequence[float] | None = None,
+    present: Sequence[bool] | None = None,
+) -> Scores:
+    """Scores of a teacher over two vocabulary entries; what is not given is 0, and present."""
+    zeros = [0.0] * tokens
+    return Scores(
+        hidden=torch.zeros(tokens, 1),
+        head=Head(weight=torch.zeros(2, 1)),
+        logprob=torch.tensor(logprob or zeros),
+        entropy=torch.tensor(entropy or zeros),
+        present=torch.tensor(present or [True] * tokens, dtype=torch.bool),
+    )

@@ -1,0 +1,62 @@
+"""Every recipe builds, and every part earns its place in one."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from inspect import isabstract
+from pathlib import Path
+
+import pytest
+from pydantic.dataclasses import is_pydantic_dataclass
+
+import opd
+from opd.config import build, dump, load_recipe
+from opd.recipe import Recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+
+UNUSED: dict[str, str] = {}
+"""Parts that no recipe names, each with the reason why it stays."""
+
+
+def built(path: Path) -> Recipe:
+    return build(Recipe, load_recipe(str(path)))
+
+
+def parts_of(value: object) -> Iterator[type]:
+    """Classes of all parts within a value."""
+    if is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        for field in fields(value):
+            yield from parts_of(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from parts_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from parts_of(item)
+
+
+def all_parts() -> Iterator[type]:
+    """Every concrete part that stands in `opd`."""
+    for found in pkgutil.walk_packages(opd.__path__, "opd."):
+        if found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        for member in vars(module).values():
+            if isinstance(member, type) and member.__module__ == module.__name__:
+                if is_pydantic_dataclass(member) and not isabstract(member):
+                    yield member
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_builds_and_survives_a_round_trip(path: Path):
+    recipe = built(path)
+    assert build(Recipe, dump(recipe)) == recipe
+
+
+def test_every_part_is_in_a_recipe():
+    used = {part.__name__ for path in RECIPES for part in parts_of(built(path))}
+    known = {part.__name__ for part in all_parts()}
+    assert known - used == set(UNUSED), "a part that no recipe uses goes away, or says why not"

@@ -1,0 +1,106 @@
+"""A random student and a few judged rollouts of uneven length, for the invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+
+import torch
+from accelerate import Accelerator
+
+from opd.learner.learner import Learner, Optimizer
+from opd.learner.model import LoRA, Model
+from opd.objective.divergence import ForwardKL
+from opd.objective.loss import Distill
+from opd.objective.schedule import Constant
+from opd.objective.term import Term
+from opd.objective.weight import Weight
+from opd.privileged import Trajectory
+from opd.types import Message, Prompt, Rollout, Verdict
+
+TRAJECTORIES = 7
+
+
+def open_student(
+    folder: Path,
+    terms: Mapping[str, Term] | None = None,
+    *,
+    lora: bool = False,
+    gradient_checkpointing: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Learner:
+    """A learner that starts from the same weights every time."""
+    torch.manual_seed(0)
+    learner = Learner(
+        Model(
+            path=str(folder),
+            lora=LoRA(rank=4, alpha=8) if lora else None,
+            gradient_checkpointing=gradient_checkpointing,
+        ),
+        terms or {"distil": distil("solution")},
+        Optimizer(learning_rate=Constant(value=1e-3), max_grad_norm=1e9),
+        accelerator or Accelerator(cpu=True),
+        steps=10,
+        temperature=1.0,
+        max_response_tokens=16,
+    )
+    if lora:
+        perturb_adapter(learner)
+    return learner
+
+
+def perturb_adapter(learner: Learner) -> None:
+    """B starts at zero, where an adapter that is on equals one that is off."""
+    for name, parameter in learner.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def distil(view: str, *weights: Weight, coefficient: float = 1.0) -> Term:
+    """A plain distillation term."""
+    loss = Distill(view=view, divergence=ForwardKL())
+    return Term(loss=loss, weights=weights, coefficient=Constant(value=coefficient))
+
+
+def draw_trajectories() -> list[Trajectory]:
+    """Judged rollouts; the third has no view, the others a solution that is longer."""
+    random = Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(random.randrange(3, 90) for _ in range(count))
+
+    made = []
+    for index in range(TRAJECTORIES):
+        prompt = Prompt(f"p{index}", (Message("user", "?"),))
+        response = ids(3 + 2 * index)
+        rollout = Rollout(
+            prompt=prompt,
+            prompt_ids=ids(4 + index % 3),
+            token_ids=response,
+            logprobs=tuple(-random.random() for _ in response),
+            policy_step=0,
+            finish="stop",
+            text="",
+        )
+        views = {} if index == 2 else {"solution": ids(9 + index % 4)}
+        verdict = Verdict("pass" if index % 2 else "fail", float(index % 2))
+        made.append(Trajectory(rollout, verdict, random.uniform(-1, 1), 0.25, views))
+    return made
+
+
+def gradients(learner: Learner) -> dict[str, torch.Tensor]:
+    """A copy of every gradient."""
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in learner.model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of gradients, relative to the largest gradient."""
+    assert first.keys() == second.keys()
+    largest = max(float(value.abs().max()) for value in first.values())
+    gap = max(float((first[name] - second[name]).abs().max()) for name in first)
+    return gap / largest

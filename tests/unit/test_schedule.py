@@ -1,0 +1,52 @@
+"""Numbers that change with training."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from opd.objective.schedule import Constant, Linear, Schedule, Switch, Warmup
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "values"),
+    [
+        (Constant(value=0.3), 3, [0.3, 0.3, 0.3]),
+        (Linear(start=1.0, end=0.0), 4, [1.0, 0.75, 0.5, 0.25]),
+        (Linear(start=0.0, end=1.0, steps=2), 5, [0.0, 0.5, 1.0, 1.0, 1.0]),
+        (Warmup(peak=2.0, warmup_steps=2), 4, [1.0, 2.0, 2.0, 2.0]),
+        (Warmup(peak=2.0), 2, [2.0, 2.0]),
+        (Warmup(peak=2.0, warmup_steps=1, decay="linear"), 5, [2.0, 2.0, 1.5, 1.0, 0.5]),
+        (Warmup(peak=1.0, decay="linear", end_fraction=0.5), 4, [1.0, 0.875, 0.75, 0.625]),
+        (Warmup(peak=1.0, decay="cosine"), 4, [1.0, 0.853553, 0.5, 0.146447]),
+        (Warmup(peak=1.0, warmup_steps=4, decay="cosine"), 2, [0.25, 0.5]),
+        (Switch(values=(1.0, 0.0), at_steps=(2,)), 4, [1.0, 1.0, 0.0, 0.0]),
+        (Switch(values=(1.0, 2.0, 3.0), at_steps=(1, 2)), 3, [1.0, 2.0, 3.0]),
+        (Switch(values=(1.0,), at_steps=()), 1, [1.0]),
+    ],
+)
+def test_values(schedule: Schedule, steps: int, values: list[float]) -> None:
+    found = [schedule.at(step, steps) for step in range(steps)]
+    assert found == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_warmup_ends_at_its_fraction_and_stays(decay: str) -> None:
+    schedule = Warmup(peak=2.0, warmup_steps=3, decay=decay, end_fraction=0.1)  # pyright: ignore[reportArgumentType]
+    assert schedule.at(10, 10) == pytest.approx(0.2)
+    assert schedule.at(99, 10) == pytest.approx(0.2)
+
+
+def test_a_number_stands_for_a_constant() -> None:
+    assert Schedule.from_number(0.5) == Constant(value=0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "at_steps", "cause"),
+    [((1.0, 2.0), (), "one value more"), ((1.0, 2.0, 3.0), (4, 4), "rising order")],
+)
+def test_a_switch_that_cannot_be_is_refused(
+    values: tuple[float, ...], at_steps: tuple[int, ...], cause: str
+) -> None:
+    with pytest.raises(ValidationError, match=cause):
+        Switch(values=values, at_steps=at_steps)

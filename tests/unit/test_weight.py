@@ -1,0 +1,103 @@
+"""Which tokens count, and how much."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opd.objective.weight import Confidence, FirstTokens, Only, PassRate, Weight
+from tests.batches import batch_of, scores_of
+
+RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "weights"),
+    [
+        (1.0, 1.0, (0.0, 0.1875, 0.25, 0.1875, 0.0)),
+        (2.0, 1.0, (0.0, 0.046875, 0.125, 0.140625, 0.0)),
+        (0.0, 0.0, (1.0, 1.0, 1.0, 1.0, 1.0)),
+        (0.0, 1.0, (1.0, 0.75, 0.5, 0.25, 0.0)),
+    ],
+)
+def test_pass_rate(a: float, b: float, weights: tuple[float, ...]) -> None:
+    batch = batch_of([1] * 5, pass_rate=RATES)
+    assert PassRate(a=a, b=b)(batch, {}).tolist() == pytest.approx(weights)
+
+
+def test_pass_rate_weights_relative_to_their_mean() -> None:
+    weights = PassRate()(batch_of([1] * 5, pass_rate=RATES), {})
+    assert (weights / weights.mean()).tolist() == pytest.approx((0.0, 1.5, 2.0, 1.5, 0.0))
+
+
+@given(rate=st.floats(0, 1), a=st.integers(0, 4), b=st.integers(0, 4))
+def test_pass_rate_peaks_at_a_over_a_plus_b_and_mirrors(rate: float, a: float, b: float) -> None:
+    def weight(p: float, a: float, b: float) -> float:
+        return PassRate(a=a, b=b)(batch_of([1], pass_rate=[p]), {}).item()
+
+    assert weight(rate, a, b) == pytest.approx(weight(1 - rate, b, a), abs=1e-5)
+    if a + b > 0:
+        assert weight(rate, a, b) <= weight(a / (a + b), a, b) + 1e-6
+
+
+def test_pass_rate_with_two_to_one_exponents_peaks_at_two_thirds() -> None:
+    weight = PassRate(a=2.0, b=1.0)(batch_of([1], pass_rate=[2 / 3]), {})
+    assert weight.item() == pytest.approx(0.148148, abs=1e-6)
+
+
+def test_weights_of_a_sequence_reach_each_of_its_tokens() -> None:
+    batch = batch_of([2, 1], pass_rate=[0.5, 0.25], success=[True, False])
+    assert PassRate()(batch, {}).tolist() == pytest.approx([0.25, 0.25, 0.1875])
+    assert Only(when="success")(batch, {}).tolist() == [1, 1, 0]
+    assert Only(when="failure")(batch, {}).tolist() == [0, 0, 1]
+
+
+def test_confidence_falls_with_the_teachers_entropy() -> None:
+    """arXiv 2604.02288, before its division by the mean."""
+    scores = {"solution": scores_of(3, entropy=[0.0, 0.5, 1.0])}
+    weights = Confidence(view="solution")(batch_of([3]), scores)
+    assert weights.tolist() == pytest.approx([1.0, 0.606531, 0.367879], abs=1e-6)
+    assert (weights / weights.mean()).tolist() == pytest.approx([1.519441, 0.921588, 0.558971])
+    assert Confidence(view="solution", scale=0.0)(batch_of([3]), scores).tolist() == [1, 1, 1]
+
+
+def test_absent_teacher_has_no_confidence() -> None:
+    scores = {"solution": scores_of(2, present=[True, False])}
+    assert Confidence(view="solution")(batch_of([2]), scores).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("skip", "keep", "weights"),
+    [
+        (0, None, [1, 1, 1, 1, 1, 1]),
+        (3, None, [0, 0, 0, 1, 0, 0]),
+        (0, 1, [1, 0, 0, 0, 1, 0]),
+        (1, 3, [0, 1, 1, 0, 0, 1]),
+        (9, None, [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_first_tokens_count_from_the_start_of_each_response(
+    skip: int, keep: int | None, weights: list[float]
+) -> None:
+    assert FirstTokens(skip=skip, keep=keep)(batch_of([4, 2]), {}).tolist() == weights
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [PassRate(), Only(when="success"), Confidence(view="solution"), FirstTokens(skip=1)],
+    ids=repr,
+)
+def test_weights_are_detached_finite_and_of_the_right_shape(weight: Weight) -> None:
+    for lengths in ([3, 2], []):
+        tokens = sum(lengths)
+        batch = batch_of(lengths, pass_rate=[1.0] * len(lengths))
+        values = weight(batch, {"solution": scores_of(tokens, entropy=[90.0] * tokens)})
+        assert values.shape == (tokens,) and values.dtype == torch.float32
+        assert not values.requires_grad and bool(values.isfinite().all())
+
+
+def test_weights_name_the_views_that_they_read() -> None:
+    assert Confidence(view="solution").views == ("solution",)
+    assert PassRate().views == ()
