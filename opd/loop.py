@@ -28,7 +28,7 @@ def train(recipe: Recipe) -> Mapping[str, object]:
 
     Raises OpdError, with the last checkpoint on disk, when something is at fault.
     """
-    accelerator = Accelerator(log_with=list(recipe.trackers) or None)
+    accelerator = Accelerator()
     set_seed(recipe.seed)
     alone = claim(Path(recipe.output), dump(recipe))
     with alone if accelerator.is_main_process else nullcontext():

@@ -48,5 +48,6 @@ def wrong(given: str) -> Verdict:
 
 
 def unanswered(rollout: Rollout) -> Verdict:
-    cause = "You ran out of room before you" if rollout.finish == "length" else "You"
-    return Verdict("no_answer", 0.0, f"{cause} gave no final answer.")
+    was_cut = rollout.finish == "length"
+    cause = "You ran out of room before you gave a" if was_cut else "You gave no"
+    return Verdict("no_answer", 0.0, f"{cause} final answer.")

@@ -41,15 +41,15 @@ check_disk() { # gibibytes that the finished .venv takes
 }
 
 explain() { # what pip's log says, in one sentence
-  local line
+  local package
   if grep -qi 'no space left on device' "$log"; then
     echo "the disk became full (in $PWD or in the temporary directory; TMPDIR moves the latter)."
   elif grep -qE 'NewConnectionError|Connection refused|ReadTimeout|ProxyError|SSLError' "$log"; then
     echo "the package index cannot be reached; check the network or pip's configuration."
-  elif line=$(grep -m 1 'No matching distribution found for' "$log"); then
-    echo "the package ${line##*found for } cannot be had from the index that pip is set up to use."
+  elif package=$(grep -oE -m 1 '(distribution found for|\(constraint\)) [^ ]+' "$log"); then
+    echo "the package ${package##* } cannot be had for $(.venv/bin/python --version) from the index that pip is set up to use (pip's whole output is in $log)."
   else
-    echo "pip failed: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log") (its whole output is in $log)."
+    echo "pip failed: $(grep -im 1 '^error' "$log" || tail -n 1 "$log") (its whole output is in $log)."
   fi
 }
 
@@ -111,7 +111,7 @@ if ! is_supported .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     stop "$python cannot make virtual environments; install its venv package (Debian and Ubuntu: python3-venv) and run this again."
   say "making .venv with $("$python" --version)"
-  "$python" -m venv --clear .venv >/dev/null 2>&1 || stop "$python could not make .venv in $PWD."
+  "$python" -m venv --clear .venv >/dev/null 2>&1 || stop "$python could not make .venv in $PWD; is the disk full, or is the folder not yours to write?"
 fi
 echo "$packages" >.venv/packages
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = "awk bash cat cksum cut df dirname du grep head mkdir rm tail".split()
+TOOLS = "awk bash cat cksum cut df dirname du grep tail".split()
 
 RECORDING_PYTHON = """#!/bin/sh
 case "$1 $2 $3" in
@@ -83,9 +83,7 @@ def test_a_newer_python_beside_an_old_one_is_taken(clone: Path, tools: Path):
 
 
 @pytest.mark.parametrize("profile", ["light", "full"])
-def test_a_full_disk_is_named_before_anything_is_installed(
-    clone: Path, tools: Path, profile: str
-):
+def test_a_full_disk_is_named_before_anything_is_installed(clone: Path, tools: Path, profile: str):
     (tools / "df").unlink()
     program(tools / "df", "echo header; echo /dev/disk 9 9 102400 9% /")
     line = only_line(run(clone, tools, "setup", profile))
@@ -96,9 +94,9 @@ def test_a_full_disk_is_named_before_anything_is_installed(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"PIP_NO_INDEX": "1"}, "the package hatchling cannot be had"),
+        ({"PIP_NO_INDEX": "1"}, "the package hatchling== be had"),
         (
-            {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"},
+            {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"},
             "the package index cannot be reached",
         ),
     ],
@@ -113,7 +111,9 @@ def test_a_package_that_cannot_be_had_is_named(
 
 
 def test_pip_that_runs_out_of_disk_is_told(clone: Path, tools: Path):
-    full = 'case "$*" in *install*) echo "OSError: [Errno 28] No space left on device"; exit 1 ;; esac'
+    full = (
+        'case "$*" in *install*) echo "OSError: [Errno 28] No space left on device"; exit 1 ;; esac'
+    )
     program(clone / ".venv/bin/python", full)
     assert "the disk became full" in only_line(run(clone, tools, "setup"))
 

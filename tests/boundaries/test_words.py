@@ -13,15 +13,31 @@ TOP_LEVEL = {*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "SECURITY.md", 
 
 METHODS = {
     *("atesd", "avsd", "curiosft", "dapo", "dasd", "dpo", "effopd", "gkd", "grpo", "minillm"),
-    *("opsd", "paced", "ppo", "rloo", "sdft", "sdpo", "sft", "soda", "srpo", "taid", "unisd", "vpd"),
+    *(
+        "opsd",
+        "paced",
+        "ppo",
+        "rloo",
+        "sdft",
+        "sdpo",
+        "sft",
+        "soda",
+        "srpo",
+        "taid",
+        "unisd",
+        "vpd",
+    ),
 } | {path.stem.split("_")[0] for path in (ROOT / "recipes").glob("*.yaml")} - {"quickstart"}
 
 LANDFILLS = {"utils", "common", "helpers", "misc", "manager"}
 
 # Written in two halves, so that this file does not hold what it looks for.
-TRACES = [
-    "/" + name for name in ("work/", "root/", "home/", "farm/", "opt/wheels", "opt/pypi")
-] + ["pypi" + ".org", "python" + "hosted.org", "download." + "pytorch.org", "-index" + "-url"]
+TRACES = ["/" + name for name in ("work/", "root/", "home/", "farm/", "opt/wheels", "opt/pypi")] + [
+    "pypi" + ".org",
+    "python" + "hosted.org",
+    "download." + "pytorch.org",
+    "-index" + "-url",
+]
 
 
 def files(*folders: str, suffix: str = "") -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from data.gsm8k import problem
 from opd.config import ROOT
 from opd.errors import DataError
+from opd.privileged import Problem
 from opd.problems import Dataset
 from opd.reward import Judge
 from opd.types import Rollout
-from rewards.number import Number, number
+from rewards.number import Number
 
 BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
 SAMPLE = "data/samples/gsm8k.jsonl"
@@ -21,6 +23,13 @@ SAMPLE = "data/samples/gsm8k.jsonl"
 
 def gsm8k(path: str) -> Dataset:
     return Dataset(dataset=path, adapter="data.gsm8k:problem")
+
+
+def written(problems: Sequence[Problem], texts: Sequence[str]) -> list[Rollout]:
+    return [
+        Rollout(problem.prompt, (), (), (), -1, "stop", text)
+        for problem, text in zip(problems, texts, strict=True)
+    ]
 
 
 def test_a_row_becomes_a_problem():
@@ -37,7 +46,7 @@ def test_an_id_depends_on_the_question_alone():
     one, other = (problem({"question": "Q", "answer": f"#### {n}"}) for n in (1, 2))
     assert one.prompt == other.prompt
     assert one.prompt.id != problem({"question": "R", "answer": "#### 1"}).prompt.id
-    assert one.prompt.id == "gsm8k-2ee3cb2e9b3b" or one.prompt.id.startswith("gsm8k-")
+    assert one.prompt.id == "gsm8k-4ae81572f06e"
 
 
 @pytest.mark.parametrize(
@@ -73,19 +82,12 @@ def test_every_real_row_is_read_and_its_worked_answer_judged_right(name: str, ro
     assert len(problems) == rows
     assert not [p for p in problems if "<<" in (p.privileged.solution or "")]
     judge = Judge(Number(), problems)
-    for text in ("demonstration", "solution"):
-        rollouts = [
-            Rollout(p.prompt, (), (), (), -1, "stop", getattr(p.privileged, text)) for p in problems
-        ]
-        right = sum(verdict.success for verdict in judge(rollouts))
-        assert right == rows if text == "demonstration" else right > 0.9 * rows
-    off = [
-        Rollout(
-            p.prompt, (), (), (), -1, "stop", f"\\boxed{{{number(p.privileged.answer or '')}1}}"
-        )
-        for p in problems
-    ]
-    assert not any(verdict.success for verdict in judge(off))
+    shown = [p.privileged.demonstration or "" for p in problems]
+    worked = [str(row["answer"]) for _, row in gsm8k(str(path)).rows()]
+    for texts in (shown, worked):
+        assert all(verdict.success for verdict in judge(written(problems, texts)))
+    off = [f"\\boxed{{{p.privileged.answer}1}}" for p in problems]
+    assert not any(verdict.success for verdict in judge(written(problems, off)))
 
 
 def test_a_malformed_row_is_named(tmp_path: Path):

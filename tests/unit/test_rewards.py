@@ -184,7 +184,7 @@ def test_feedback_says_what_went_wrong():
     assert verdict(Exact(), "15", "#14").feedback == "Your answer '14' is wrong."
     assert verdict(Exact(), "15", "14").feedback == "You gave no final answer."
     cut = verdict(Exact(), "15", "14", "length").feedback
-    assert cut == "You ran out of room before you gave no final answer."
+    assert cut == "You ran out of room before you gave a final answer."
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_feedback_says_what_went_wrong():
 def test_a_problem_that_cannot_be_judged_is_refused_at_the_start(
     reward: Reward, answer: str | None
 ):
-    with pytest.raises(DataError, match="problem 'p': .* cannot judge it: .*Privileged.answer"):
+    with pytest.raises(DataError, match=r"problem 'p': .* cannot judge it: .*Privileged\.answer"):
         Judge(reward, [problem(answer)])
 
 

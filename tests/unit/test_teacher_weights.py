@@ -1,0 +1,150 @@
+"""Whose parameters teach: what stays, what follows, what a teacher may not touch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd.errors import RecipeError
+from opd.learner.batch import pack
+from opd.learner.learner import Learner
+from opd.learner.model import merged_weights
+from opd.teacher.score import Teacher
+from opd.teacher.view import Plain
+from opd.teacher.weights import EMA, External, Frozen, Live, TeacherWeights
+from opd.types import Batch
+from tests.students import draw_trajectories, open_student
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    return pack(draw_trajectories(), tokens_per_batch=10_000, packing=False, pad_id=0)
+
+
+def teach(weights: TeacherWeights) -> Teacher:
+    return Teacher(weights=weights, views={"solution": Plain()})
+
+
+def scored(teacher: Teacher, batches: list[Batch], learner: Learner) -> Tensor:
+    """`[N]` log-probs of the taken tokens under the teacher."""
+    (scores,) = teacher.score(batches, ("solution",), learner)
+    return scores["solution"].logprob
+
+
+def train(learner: Learner, teacher: Teacher, batches: list[Batch], steps: int) -> None:
+    for step in range(steps):
+        learner.update(batches, teacher.score(batches, ("solution",), learner), step)
+        teacher.weights.follow(learner)
+
+
+def snapshot(learner: Learner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in merged_weights(learner.model)}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_frozen_is_the_initial_model_for_all_steps(
+    tiny_model_dir: Path, batches: list[Batch], lora: bool
+) -> None:
+    learner, teacher = open_student(tiny_model_dir, lora=lora), teach(Frozen())
+    teacher.weights.setup(learner)
+    initial = scored(teach(Live()), batches, open_student(tiny_model_dir))
+    assert torch.equal(scored(teacher, batches, learner), initial)
+    before = snapshot(learner)
+    train(learner, teacher, batches, 3)
+    assert any(not torch.equal(before[n], t) for n, t in merged_weights(learner.model))
+    assert torch.equal(scored(teacher, batches, learner), initial)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_live_moves_with_the_student(
+    tiny_model_dir: Path, batches: list[Batch], lora: bool
+) -> None:
+    learner, teacher = open_student(tiny_model_dir, lora=lora), teach(Live())
+    before = scored(teacher, batches, learner)
+    train(learner, teacher, batches, 2)
+    assert (scored(teacher, batches, learner) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_ema_is_the_average_of_the_merged_weights(
+    tiny_model_dir: Path, batches: list[Batch], lora: bool
+) -> None:
+    """The average of B·A, not the product of averages of A and of B."""
+    learner, teacher = open_student(tiny_model_dir, lora=lora), teach(EMA(decay=0.7))
+    teacher.weights.setup(learner)
+    average = snapshot(learner)
+    for _ in range(4):
+        train(learner, teacher, batches, 1)
+        for name, tensor in merged_weights(learner.model):
+            average[name] = 0.7 * average[name] + 0.3 * tensor
+    expected = open_student(tiny_model_dir)
+    expected.model.load_state_dict(average, strict=False)
+    want = scored(teach(Live()), batches, expected)
+    assert torch.allclose(scored(teacher, batches, learner), want, atol=1e-4)
+    assert (want - scored(teach(Live()), batches, learner)).abs().max() > 1e-3
+
+
+def test_ema_by_hand(tiny_model_dir: Path) -> None:
+    """decay .95 from 1 toward 2: 1.05, then 1.0975."""
+    learner, ema = open_student(tiny_model_dir), EMA(decay=0.95)
+    for parameter in learner.parameters:
+        parameter.data.fill_(1.0)
+    ema.setup(learner)
+    for parameter in learner.parameters:
+        parameter.data.fill_(2.0)
+    assert ema.average is not None
+    for want in (1.05, 1.0975):
+        ema.follow(learner)
+        assert all(torch.allclose(p, torch.tensor(want)) for p in ema.average.parameters())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_ema_state_goes_on_bit_for_bit(
+    tiny_model_dir: Path, batches: list[Batch], lora: bool
+) -> None:
+    learner, teacher = open_student(tiny_model_dir, lora=lora), teach(EMA(decay=0.7))
+    teacher.weights.setup(learner)
+    train(learner, teacher, batches, 2)
+    again = teach(EMA(decay=0.7))
+    again.weights.setup(learner)
+    again.weights.load_state_dict(teacher.weights.state_dict())
+    assert torch.equal(scored(again, batches, learner), scored(teacher, batches, learner))
+
+
+@pytest.mark.parametrize("weights", [Live(), Frozen(), EMA(decay=0.5)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_scoring_leaves_the_student_as_it_was(
+    tiny_model_dir: Path, batches: list[Batch], weights: TeacherWeights, lora: bool
+) -> None:
+    learner, teacher = open_student(tiny_model_dir, lora=lora), teach(weights)
+    weights.setup(learner)
+    before = snapshot(learner)
+    context, targets = batches[0].student, batches[0].target_ids
+    own = learner.logprobs(context, targets)
+    scores = teacher.score(batches, ("solution",), learner)
+    assert all(torch.equal(before[n], t) for n, t in merged_weights(learner.model))
+    assert torch.equal(learner.logprobs(context, targets), own)
+    assert all(p.grad is None for p in learner.model.parameters())
+    assert not scores[0]["solution"].hidden.requires_grad
+
+
+def test_external_refuses_another_vocabulary(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config.from_pretrained(tiny_model_dir)
+    config.vocab_size += 1
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=r"vocabulary entries"):
+        External(path=str(tmp_path)).setup(open_student(tiny_model_dir))
+
+
+def test_external_scores_with_the_other_model(
+    tiny_model_dir: Path, tied_model_dir: Path, batches: list[Batch]
+) -> None:
+    learner, teacher = open_student(tiny_model_dir), teach(External(path=str(tied_model_dir)))
+    teacher.weights.setup(learner)
+    want = scored(teach(Live()), batches, open_student(tied_model_dir))
+    assert torch.equal(scored(teacher, batches, learner), want)
