@@ -94,10 +94,11 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from opd.log import print_measurements
+    from opd.screen import accuracy_line
     from opd.stored import evaluate
 
-    print_measurements(evaluate(recipe_of(options)))
+    for measurement in evaluate(recipe_of(options)):
+        print(accuracy_line(measurement))
     return 0
 
 

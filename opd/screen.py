@@ -47,12 +47,8 @@ class Screen:
     def evaluation(self, step: int, seconds: float, measurement: Measurement) -> None:
         """Show an accuracy with its interval."""
         self._seconds = seconds
-        m = measurement
-        self.accuracies[m.benchmark] = m.sampled
-        self.say(
-            f"step {step}  {m.benchmark}: avg@{m.samples} {percent(m.sampled)} "
-            f"{interval(m.ci95)}, greedy {percent(m.greedy)} {interval(m.greedy_ci95)}"
-        )
+        self.accuracies[measurement.benchmark] = measurement.sampled
+        self.say(f"step {step}  {accuracy_line(measurement)}")
 
     def summary(self, summary: Mapping[str, object]) -> None:
         """The table that ends a run."""
@@ -110,6 +106,15 @@ class Screen:
         body.add_row(*(Text(name, "dim") for name in readings))
         body.add_row(*readings.values())
         self._live.update(Group(head, body), refresh=True)
+
+
+def accuracy_line(measurement: Measurement) -> str:
+    """A benchmark's sampled and greedy accuracy with their intervals."""
+    m = measurement
+    return (
+        f"{m.benchmark}: avg@{m.samples} {percent(m.sampled)} {interval(m.ci95)}, "
+        f"greedy {percent(m.greedy)} {interval(m.greedy_ci95)}"
+    )
 
 
 def percent(share: float) -> str:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from opd.config import part
+from opd.errors import NumericError
 from opd.rollout.engine import Completion, Engine, Request, Sampling
 from opd.rollout.serving import Served, read_served
 
@@ -79,10 +80,15 @@ class HF(Engine):
         )
         assert isinstance(output, Tensor)
         tokens = output[:, input_ids.shape[1] :].tolist()
-        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
+        logprobs = torch.stack(draw.logprobs, dim=1)
+        if logprobs.isnan().any():
+            raise NumericError(
+                f"engine: the weights of step {self.step} give log-probs that are no numbers; "
+                "lower optimizer.learning_rate and run again"
+            )
         return [
             completion(row, row_logprobs, stop_ids, self.step)
-            for row, row_logprobs in zip(tokens, logprobs, strict=True)
+            for row, row_logprobs in zip(tokens, logprobs.tolist(), strict=True)
         ]
 
     def sleep(self) -> None:
@@ -133,7 +139,8 @@ class SeededDraw(LogitsProcessor):
         # Double precision: in single precision a large vocabulary loses its rare tokens.
         cumulative = logprobs.double().exp().cumsum(-1)
         threshold = self.uniform[:, len(self.logprobs), None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+        drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+        return drawn.clamp(max=cumulative.shape[-1] - 1)  # rounding may pass the end
 
 
 def uniform_streams(requests: Sequence[Request], length: int) -> Tensor:

@@ -114,7 +114,6 @@ class VLLM(Engine):
                         top_p=sampling.top_p,
                         top_k=sampling.top_k,
                         seed=request.seed,
-                        stop_token_ids=list(self.served.stop_ids),
                         logprobs=0,
                         flat_logprobs=True,
                         detokenize=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = "awk bash cat cksum cut df dirname du grep tail".split()
+TOOLS = ("awk", "bash", "cat", "cksum", "cut", "df", "dirname", "du", "grep", "tail")
 
 RECORDING_PYTHON = """#!/bin/sh
 case "$1 $2 $3" in

@@ -36,17 +36,17 @@ def test_a_stream_depends_on_its_seed_alone_and_short_ones_begin_long_ones():
 
 
 def test_a_draw_inverts_the_cumulative_distribution():
-    """Of 0.5, 0, 0.3, 0.2: 0.49 falls on token 0, 0.51 on 2 and 0.81 on 3; never on 1."""
+    """Of 0, 0.5, 0.3, 0.2: 0 and 0.49 fall on token 1, 0.51 on 2 and 0.81 on 3; none on 0."""
     draw = SeededDraw(
-        [Request(prompt_ids=(1,), seed=row) for row in range(3)],
+        [Request(prompt_ids=(1,), seed=row) for row in range(4)],
         Sampling(max_response_tokens=1),
         torch.device("cpu"),
     )
-    draw.uniform = torch.tensor([[0.49], [0.51], [0.81]], dtype=torch.float64)
-    scores = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log().repeat(3, 1)
-    taken = draw(torch.zeros(3, 1, dtype=torch.long), scores)  # pyright: ignore[reportArgumentType]
-    assert taken.argmax(-1).tolist() == [0, 2, 3]
-    assert torch.allclose(draw.logprobs[0], torch.tensor([0.5, 0.3, 0.2]).log())
+    draw.uniform = torch.tensor([[0.0], [0.49], [0.51], [0.81]], dtype=torch.float64)
+    scores = torch.tensor([[0.0, 0.5, 0.3, 0.2]]).log().repeat(4, 1)
+    taken = draw(torch.zeros(4, 1, dtype=torch.long), scores)  # pyright: ignore[reportArgumentType]
+    assert taken.argmax(-1).tolist() == [1, 1, 2, 3]
+    assert torch.allclose(draw.logprobs[0], torch.tensor([0.5, 0.5, 0.3, 0.2]).log())
 
 
 @pytest.mark.parametrize("requests_per_batch", [1, 7, 64])

@@ -35,7 +35,7 @@ def test_an_error_of_ours_keeps_its_sentence():
 
 
 def test_every_stop_token_of_the_generation_config_stops(tiny_model_dir: Path, tmp_path: Path):
-    """vLLM alone would stop at the one of config.json."""
+    """The library reads them itself: config.json names one of them only."""
     pytest.importorskip("vllm")
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     stops = [2, *range(40, 50)]
