@@ -21,6 +21,7 @@ OVERRIDES = "changes to the recipe, such as steps=20 or teacher.weights=EMA"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says which side was at fault (see opd.errors)."""
     options = parser().parse_args(arguments)
+    reach_own_parts()
     quieten()
     try:
         return options.run(options)
@@ -70,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def reach_own_parts() -> None:
+    """Let a recipe name classes of modules in the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def quieten() -> None:
     """Keep the libraries' own progress bars and advice off the screen."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -80,8 +87,12 @@ def quieten() -> None:
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe that the command line asks for."""
+    from transformers.utils.logging import disable_progress_bar
+
     from opd.config import build, load_recipe
     from opd.recipe import Recipe
+
+    disable_progress_bar()
 
     return build(Recipe, load_recipe(options.recipe, options.overrides))
 

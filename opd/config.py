@@ -115,6 +115,8 @@ def build(cls: type[T], tree: object, where: str = "") -> T:
 def value_of(hint: object, tree: object, where: str) -> object:
     """`tree` as a value of the type that `hint` annotates."""
     kind, arguments = get_origin(hint), get_args(hint)
+    if kind in (dict, Mapping) and is_mapping(tree):
+        tree = {key: item for key, item in tree.items() if item is not None}
     if not holds_parts(hint):
         return plain_value(hint, tree, where)
     if kind is Annotated:
@@ -129,8 +131,7 @@ def value_of(hint: object, tree: object, where: str) -> object:
         return built if kind is list else tuple(built)
     if kind in (dict, Mapping):
         entries = mapping_at(tree, where).items()
-        given = [(key, item) for key, item in entries if item is not None]
-        return {key: value_of(arguments[1], item, joined(where, key)) for key, item in given}
+        return {key: value_of(arguments[1], item, joined(where, key)) for key, item in entries}
     return part_of(cast("type[object]", hint), tree, where)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from opd.config import dump
 from opd.evaluation.evaluator import Measurement, before_and_after, measure
 from opd.learner.batch import assemble, pack, to_device
 from opd.learner.checkpoint import claim, library_versions
@@ -30,7 +29,7 @@ def train(recipe: Recipe) -> Mapping[str, object]:
     """
     accelerator = Accelerator()
     set_seed(recipe.seed)
-    alone = claim(Path(recipe.output), dump(recipe))
+    alone = claim(Path(recipe.output), recipe.tree)
     with alone if accelerator.is_main_process else nullcontext():
         run = open_run(recipe, accelerator)
         try:

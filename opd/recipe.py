@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field
 
-from opd.config import part
+from opd.config import dump, part
 from opd.errors import RecipeError
 from opd.evaluation.evaluator import Protocol
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
-from opd.objective.loss import PolicyGradient
+from opd.objective.loss import Distill, PolicyGradient
 from opd.objective.term import Term
 from opd.problems import Dataset
 from opd.reward import Reward
@@ -76,14 +76,21 @@ class Recipe:
     """Names that accelerate knows, such as tensorboard, wandb or trackio."""
     seed: int = 0
 
+    @property
+    def tree(self) -> dict[str, object]:
+        """The resolved recipe as plain data."""
+        return cast("dict[str, object]", dump(self))
+
     def __post_init__(self) -> None:
         if not self.terms:
             raise RecipeError("terms: there is none, so nothing would be learned; add one")
         for name, term in self.terms.items():
             self.check_views(name, term)
+            self.check_temperature(name, term)
         if any(isinstance(term.loss, PolicyGradient) for term in self.terms.values()):
             self.check_policy_gradient()
         self.check_siblings()
+        self.check_learning_rate()
 
     def check_views(self, name: str, term: Term) -> None:
         """Every view that a term reads is one that the teacher has."""
@@ -94,6 +101,17 @@ class Recipe:
                     f"terms.{name}: it reads the view {view!r}, but teacher.views holds {known}; "
                     "add the view or name one that is there"
                 )
+
+    def check_temperature(self, name: str, term: Term) -> None:
+        """A correction compares log-probs, which must be of one temperature."""
+        loss = term.loss
+        if not isinstance(loss, Distill) or loss.correction is None:
+            return
+        if loss.temperature != self.sampling.temperature:
+            raise RecipeError(
+                f"terms.{name}.loss.temperature: {loss.temperature:g}, but its correction compares "
+                f"with samples at {self.sampling.temperature:g}; set both alike, or correction=null"
+            )
 
     def check_policy_gradient(self) -> None:
         """Written responses have no sampling policy to take a ratio to."""
@@ -115,6 +133,12 @@ class Recipe:
                 "teacher.views: a Sibling view needs other rollouts of the same problem; set "
                 "source.rollouts_per_problem to 2 or more"
             )
+
+    def check_learning_rate(self) -> None:
+        """No step may walk up the loss."""
+        rates = (self.optimizer.learning_rate.at(step, self.steps) for step in range(self.steps))
+        if min(rates) < 0:
+            raise RecipeError("optimizer.learning_rate: it falls below 0; keep it at 0 or above")
 
 
 def sources(source: Source) -> Iterator[Source]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from opd.config import dump, locate
+from opd.config import locate
 from opd.errors import EngineError
 from opd.evaluation.evaluator import Benchmark, Measurement
 from opd.learner.batch import build_context, context_to
@@ -43,10 +44,10 @@ class Progress:
     before: dict[str, Measurement] = field(default_factory=dict)
     """Benchmark to its measurement before the first step."""
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for item in fields(self):
             setattr(self, item.name, state[item.name])
         self.before = {name: Measurement(**row) for name, row in state["before"].items()}
@@ -136,6 +137,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     """Open everything that a recipe names: the first moment that touches models and data."""
     problems = recipe.problems.problems()
     stream = Stream(problems, recipe.seed)
+    stream.batch(0, recipe.problems_per_step)  # too few problems are named before models are opened
     judge = Judge(recipe.reward, problems)
     benchmarks = tuple(open_benchmark(name, recipe) for name in recipe.benchmarks)
     learner = open_learner(recipe, accelerator)
@@ -151,7 +153,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         sampler=sampler,
         context_length=context_length(recipe.model.path),
         benchmarks=benchmarks,
-        checkpoints=Checkpoints(output / "checkpoints", dump(recipe), recipe.checkpoint.keep),
+        checkpoints=Checkpoints(output / "checkpoints", recipe.tree, recipe.checkpoint.keep),
         log=Log(output, accelerator, recipe),
         progress=Progress(),
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import yaml
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from opd.config import RECIPES, dump, locate
+from opd.config import RECIPES, locate
 from opd.learner.batch import assemble
 from opd.learner.model import context_length, parameter_count
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.reward import Judge
 from opd.rollout.chat import Chat
+from opd.tree import write_yaml
 from opd.types import Rollout
 
 SHOWN_TOKENS = 8
@@ -32,7 +32,7 @@ def list_recipes(console: Console) -> None:
 
 def show(recipe: Recipe, console: Console) -> None:
     """The resolved tree, sizes, and one problem's prompts side by side; no model is loaded."""
-    tree = yaml.safe_dump(dump(recipe), sort_keys=False, allow_unicode=True)
+    tree = write_yaml(recipe.tree)
     console.print(Panel(Text(tree.rstrip()), title="resolved recipe", title_align="left"))
     problems = recipe.problems.problems()
     length = context_length(recipe.model.path)

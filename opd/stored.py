@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -128,7 +129,7 @@ def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:
     ]
 
 
-def read_rollout(row: Mapping[str, object]) -> Rollout:
+def read_rollout(row: Mapping[str, Any]) -> Rollout:
     """A rollout as `sample` wrote it."""
     prompt = row["prompt"]
     messages = tuple(Message(**message) for message in prompt["messages"])

@@ -64,7 +64,7 @@ class Verdict:
     status: Status
     reward: float
     feedback: str | None = None
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def success(self) -> bool:

@@ -12,9 +12,6 @@ from opd.reward import Reward
 from opd.types import Rollout, Verdict
 from rewards.exact import unanswered, wrong
 
-LONGEST_ANSWER = 200
-"""Characters; a longer one is no number."""
-
 # No exponents and few digits, so that comparing stays cheap whatever a response says.
 UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40})(?:/[1-9]\d{0,39})?"
 IN_PROSE = re.compile(rf"(?:(?<![\w)])[-+]\$?)?{UNSIGNED}")
@@ -79,8 +76,6 @@ def last_box(text: str) -> str | None:
 
 def number(text: str) -> Fraction | None:
     """The value of a text that is one number: "$1,080.50", "18 dollars", "50%", "1/2", or None."""
-    if len(text) > LONGEST_ANSWER:
-        return None
     plain = FRACTION.sub(r" \1/\2", text.replace("\N{MINUS SIGN}", "-"))
     match = WITH_UNIT.fullmatch(DECORATION.sub("", plain).strip().rstrip("."))
     if match is None:

@@ -140,9 +140,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def context_to(context: Context, device: torch.device) -> Context:
     """The context with every tensor on `device`."""
-    moved = {
-        name: None if tensor is None else tensor.to(device)
-        for name in Context.__dataclass_fields__
-        for tensor in [getattr(context, name)]
-    }
-    return Context(**moved)
+    return Context(
+        input_ids=context.input_ids.to(device),
+        position_ids=context.position_ids.to(device),
+        boundaries=None if context.boundaries is None else context.boundaries.to(device),
+        predict_at=context.predict_at.to(device),
+        present=context.present.to(device),
+    )

@@ -6,10 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
@@ -119,7 +120,7 @@ class Learner:
             for index, term in enumerate(terms.values()):
                 weight = term.weight(batch, batch_scores)
                 local[index] += term.mass(weight, batch, self.max_response_tokens).double().cpu()
-        total = self.accelerator.reduce(local.to(self.accelerator.device), "sum")
+        total = self.summed(local.to(self.accelerator.device))
         return dict(zip(terms, total.tolist(), strict=True))
 
     def backward(
@@ -166,33 +167,36 @@ class Learner:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+            parameter.grad = self.summed(parameter.grad)
 
     def report(
         self, step: int, learning_rate: float, norm: float, totals: Mapping[str, float]
     ) -> Update:
-        """Sums over ranks, and means where a count stands beside the sum."""
-        names = sorted(name for name in totals if not name.startswith("max:"))
-        local = torch.tensor([totals[n] for n in names], dtype=torch.float64)
-        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").tolist()
-        reduced = dict(zip(names, summed, strict=True))
+        """Over all ranks: sums, means where a count stands beside the sum, and largest values."""
+        ranks: list[Mapping[str, float]] = gather_object([dict(totals)])
+        names = sorted({name for rank in ranks for name in rank})
+        found: dict[str, float] = {}
+        for name in names:
+            values = [rank[name] for rank in ranks if name in rank]
+            found[name] = max(values) if name.startswith("max:") else sum(values)
         metrics: dict[str, float] = {}
-        for name, value in reduced.items():
+        for name, value in found.items():
             kind, _, key = name.partition(":")
-            if kind == "sum":
-                metrics[key] = value / max(1.0, reduced.get(f"count:{key}", 1.0))
-        for name in sorted(name for name in totals if name.startswith("max:")):
-            largest = torch.tensor([totals[name]], device=self.accelerator.device)
-            metrics[name.removeprefix("max:")] = self.accelerator.gather(largest).max().item()
-        tokens = int(reduced["sum:tokens"])
+            if kind != "count":
+                metrics[key] = value / max(1.0, found.get(f"count:{key}", 1.0))
+        tokens = int(metrics.pop("tokens", 0))
         return Update(step, learning_rate, norm, tokens, metrics)
 
-    def state_dict(self) -> dict[str, object]:
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over ranks."""
+        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
+
+    def state_dict(self) -> dict[str, Any]:
         """Everything but the frozen weights that the next step depends on."""
         trainable = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
         return {"weights": trainable, "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`, bit for bit."""
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])

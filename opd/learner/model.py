@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -60,7 +61,8 @@ class Model:
         Raises RecipeError when the folder or hub id holds no causal language model that we serve.
         """
         stored = torch.float32 if self.lora is None else PRECISIONS[self.dtype]
-        model = load_causal(self.path, dtype=stored, attention=self.attention).to(device)
+        model = load_causal(self.path, dtype=stored, attention=self.attention)
+        nn.Module.to(model, device)
         silence_dropout(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -80,7 +82,7 @@ class Model:
                 f"model.lora.targets: {self.path} has none of them: {error}"
             ) from error
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Compute in `dtype` while parameters stay in float32."""
         if self.dtype == "float32":
             return nullcontext()
@@ -118,18 +120,19 @@ def silence_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 (no Tensor, as its type says)
 
 
 def causal_of(model: Causal) -> PreTrainedModel:
     """The plain model, with its adapter layers in place if it has any."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast("PreTrainedModel", plain)
 
 
 def head_of(model: Causal) -> Head:
     """The head of `model`; its weight is the live parameter."""
     causal = causal_of(model)
-    projection = causal.get_output_embeddings()
+    projection = cast("nn.Linear", causal.get_output_embeddings())
     softcap = getattr(causal.config, "final_logit_softcapping", None)
     return Head(projection.weight, getattr(projection, "bias", None), softcap)
 
@@ -191,7 +194,8 @@ def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:
             continue
         weight = parameter.detach()
         if folded and kind == "weight":
-            update = causal.get_submodule(layer).get_delta_weight("default").detach()
+            adapted = cast("LoraLinear", causal.get_submodule(layer))
+            update = adapted.get_delta_weight("default").detach()
             weight = weight + update.to(weight.dtype)
         yield (f"{layer}.{kind}" if folded else name), weight
 

@@ -30,10 +30,10 @@ class HF(Engine):
 
     requests_per_batch: Annotated[int, Field(gt=0)] = 256
 
-    served: Served = field(init=False, repr=False)
-    model: nn.Module = field(init=False, repr=False)
-    device: torch.device = field(init=False, repr=False)
-    step: int = field(init=False, default=0)
+    served: Served = field(init=False, repr=False, compare=False)
+    model: nn.Module = field(init=False, repr=False, compare=False)
+    device: torch.device = field(init=False, repr=False, compare=False)
+    step: int = field(init=False, default=0, repr=False, compare=False)
 
     def open(self, path: str, *, dtype: str, max_length: int, seed: int) -> None:
         self.served = read_served(path, max_length)

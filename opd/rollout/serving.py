@@ -26,6 +26,11 @@ class Served:
     required: frozenset[str]
     """The parameters that `load` must be given: tied ones once."""
 
+    @property
+    def tied(self) -> bool:
+        """Some parameter goes by two names: the head is the embedding."""
+        return len(self.required) < len(self.shapes)
+
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Raise DataError for the first prompt that is empty or leaves too little room."""
         room = self.max_length - sampling.max_response_tokens

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from opd.config import part
 from opd.errors import EngineError, OpdError
@@ -51,20 +50,18 @@ class VLLM(Engine):
     max_sequences: Annotated[int, Field(gt=0)] = 256
     """Drawn at the same time."""
 
-    served: Served = field(init=False, repr=False)
-    on_cpu: bool = field(init=False, default=False)
-    tied: bool = field(init=False, default=False)
-    step: int = field(init=False, default=0)
+    served: Served = field(init=False, repr=False, compare=False)
+    on_cpu: bool = field(init=False, default=False, repr=False, compare=False)
+    step: int = field(init=False, default=0, repr=False, compare=False)
 
     def open(self, path: str, *, dtype: str, max_length: int, seed: int) -> None:
         self.served = read_served(path, max_length)
-        self.tied = AutoConfig.from_pretrained(path).get_text_config().tie_word_embeddings
         self.on_cpu = not torch.cuda.is_available()
         for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if self.on_cpu else {})).items():
             os.environ.setdefault(name, value)
         try:
             from vllm import LLM
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise EngineError(
                 f"engine=vllm: {first_line(error)}; pip install -e '.[vllm]', or use engine=hf."
             ) from error
@@ -91,7 +88,7 @@ class VLLM(Engine):
         with one_sentence("taking new weights"):
             iterator = self.served.checked(weights)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
-            if self.tied and self.on_cpu:
+            if self.served.tied and self.on_cpu:
                 self.llm.apply_model(repack_head)
             # Cached keys and values of old weights would be read as if they were the new ones'.
             if not self.llm.reset_prefix_cache():

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from opd.config import part
 from opd.errors import RecipeError
 from opd.learner.learner import Learner
-from opd.learner.model import PRECISIONS, Causal, head_of, load_causal, silence_dropout
+from opd.learner.model import (
+    PRECISIONS,
+    Causal,
+    causal_of,
+    head_of,
+    load_causal,
+    silence_dropout,
+)
 
 
 class TeacherWeights(ABC):
     """Parameters to score with. What `setup` opens and `follow` changes is state, not recipe."""
 
-    def setup(self, learner: Learner) -> None:
+    def setup(self, learner: Learner) -> None:  # noqa: B027
         """Open what is needed, once, before any step or resume."""
 
     @abstractmethod
-    def scoring(self, learner: Learner) -> contextmanager[Causal]:
+    def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
         """A context in which the yielded model computes with the teacher's parameters."""
 
-    def follow(self, learner: Learner) -> None:
+    def follow(self, learner: Learner) -> None:  # noqa: B027
         """Move after one optimizer step."""
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Undo `state_dict`."""
 
 
@@ -55,11 +63,11 @@ class Live(TeacherWeights):
 class Frozen(TeacherWeights):
     """The student's initial parameters; with LoRA, the adapter switched off at no memory."""
 
-    initial: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+    initial: PreTrainedModel = field(init=False, repr=False, compare=False)
 
     def setup(self, learner: Learner) -> None:
         if not isinstance(learner.model, PeftModel):
-            self.initial = frozen_copy(learner.model)
+            self.initial = frozen_copy(causal_of(learner.model))
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
@@ -80,7 +88,7 @@ class EMA(TeacherWeights):
 
     decay: Annotated[float, Field(ge=0, le=1)] = 0.99
     """1 never moves, 0 copies the student after every step."""
-    average: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+    average: PreTrainedModel = field(init=False, repr=False, compare=False)
     updates: dict[str, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def setup(self, learner: Learner) -> None:
@@ -90,7 +98,7 @@ class EMA(TeacherWeights):
                 for name, layer in lora_layers(learner.model)
             }
         else:
-            self.average = frozen_copy(learner.model)
+            self.average = frozen_copy(causal_of(learner.model))
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
@@ -120,16 +128,14 @@ class EMA(TeacherWeights):
             ):
                 mine.lerp_(theirs, rate)
 
-    def state_dict(self) -> dict[str, object]:
-        if self.average is None:
-            return {"updates": dict(self.updates)}
-        return {"average": self.average.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates} if self.updates else self.average.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        if self.average is None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.updates:
             self.updates = dict(state["updates"])
         else:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(state)
 
 
 @part
@@ -138,7 +144,7 @@ class External(TeacherWeights):
 
     path: str
     """A folder or a hub id."""
-    model: nn.Module | None = field(init=False, default=None, repr=False, compare=False)
+    model: PreTrainedModel = field(init=False, repr=False, compare=False)
 
     def setup(self, learner: Learner) -> None:
         device = learner.accelerator.device
@@ -151,26 +157,30 @@ class External(TeacherWeights):
                 f"{mine}; choose a teacher with the student's tokenizer"
             )
         silence_dropout(model)
-        self.model = model.to(device).requires_grad_(False)
+        self.model = model
+        nn.Module.to(model, device)
+        self.model.requires_grad_(False)
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
         yield self.model
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model that takes no gradient."""
-    return deepcopy(model).requires_grad_(False)
+    copy = deepcopy(model)
+    copy.requires_grad_(False)
+    return copy
 
 
-def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLinear]]:
     """(name, layer) of every layer that carries an adapter."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLinear):
             yield name, module
 
 
-def adding(update: Tensor):
+def adding(update: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     """A forward hook that adds `update` `[out, in]` to a linear layer's weight."""
 
     def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

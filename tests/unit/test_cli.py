@@ -60,12 +60,17 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("sync_tolerance=1e-30", 5, "log-probs differ by"),
         ("optimizer.learning_rate=1e30", 6, "lower optimizer.learning_rate"),
         ("trackers=[nowhere]", 2, "trackers"),
+        ("optimizer.learning_rate=-1", 2, "learning_rate.*below 0"),
+        ("problems_per_step=6", 2, "problems_per_step"),
+        ("sampling.temperature=0.7 terms.distil.loss.correction=TruncatedImportance", 2, "alike"),
     ],
 )
 def test_a_wrong_setting(
     recipe: Path, capsys: pytest.CaptureFixture[str], change: str, code: int, said: str
 ) -> None:
-    found, sentence = outcome(capsys, "train", str(recipe), change, "benchmarks.held_out=null")
+    found, sentence = outcome(
+        capsys, "train", str(recipe), *change.split(), "benchmarks.held_out=null"
+    )
     assert found == code, sentence
     assert not said or re.search(said, sentence), sentence
 

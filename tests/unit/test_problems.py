@@ -82,12 +82,14 @@ def test_where_and_limit_choose_rows(tmp_path: Path):
     assert ids(dataset(path, where={"family": "sums"}).problems()) == ["a", "c"]
     assert ids(dataset(path, where={"family": "sums", "level": 2}).problems()) == ["c"]
     assert ids(dataset(path, where={"family": "sums"}, limit=1).problems()) == ["a"]
+    assert ids(dataset(path, where={"family": "products"}, limit=1).problems()) == ["b"]
     assert ids(dataset(path, limit=2).problems()) == ["a", "b"]
     assert ids(dataset(path, limit=9).problems()) == ["a", "b", "c"]
 
 
 def test_a_limit_reads_no_further(tmp_path: Path):
-    path = lines(tmp_path / "rows.jsonl", *ROWS[:2], {"question": "bad"})
+    path = lines(tmp_path / "rows.jsonl", *ROWS[:2])
+    path.write_text(path.read_text() + "{")
     assert ids(dataset(path, limit=2).problems()) == ["a", "b"]
 
 

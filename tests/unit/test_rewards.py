@@ -67,6 +67,8 @@ NUMBERS = [
     ("18", "\\boxed{\\boxed{18}}", "pass"),
     ("18", "\\boxed{18} or \\boxed{", "pass"),
     ("18", "} \\{ \\boxed{18}", "pass"),
+    ("18", "\\boxed{18\\}", "no_answer"),
+    ("18", "\\boxed{\\{18\\}}", "fail"),
     ("18", "\\boxed{\\text{18 dollars}}", "pass"),
     ("18", "\\boxed{18\\text{ dollars per day}}", "pass"),
     ("18", "\\boxed{17 or 18}", "fail"),
