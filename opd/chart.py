@@ -185,6 +185,8 @@ def y_range(points: Sequence[Point]) -> tuple[float, float]:
     values = [p.y for p in points]
     values += [end for p in points for end in (p.low, p.high) if end is not None]
     low, high = min(values), max(values)
+    if low == high == 0:
+        return 0.0, 1.0
     if low > 0 and low < high / 2:
         low = 0.0
     if high < 0 and high > low / 2:

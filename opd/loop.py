@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -112,8 +112,8 @@ def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Tr
 
 def shares(trajectories: Sequence[Trajectory], count: int) -> list[Sequence[Trajectory]]:
     """`count` runs of neighbours, as even as can be."""
-    size = math.ceil(len(trajectories) / count) or 1
-    return [trajectories[i * size : (i + 1) * size] for i in range(count)]
+    ends = [len(trajectories) * i // count for i in range(count + 1)]
+    return [trajectories[start:end] for start, end in pairwise(ends)]
 
 
 def micro_batches(run: Run, trajectories: Sequence[Trajectory]) -> list[Batch]:

