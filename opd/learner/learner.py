@@ -220,5 +220,6 @@ def observe(
     largest = mismatch.max().item() if mismatch.numel() else 0.0
     totals["max:mismatch/max"] = max(totals["max:mismatch/max"], largest)
     for view, seen in scores.items():
+        add(f"teacher_present/{view}", seen.present.float())
         add(f"teacher_gap/{view}", (seen.logprob - logprob)[seen.present])
         add(f"teacher_entropy/{view}", seen.entropy[seen.present])

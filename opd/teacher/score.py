@@ -29,12 +29,17 @@ class Teacher:
         self, group: Group, index: int, views: Sequence[str], chat: Chat
     ) -> dict[str, tuple[int, ...]]:
         """View name to prompt ids for one rollout; views with nothing to say are left out."""
-        found = {name: self.views[name].messages(group, index) for name in views}
-        return {
-            name: chat.prompt_ids(messages)
-            for name, messages in found.items()
-            if messages is not None
-        }
+        contexts: dict[str, tuple[int, ...]] = {}
+        for name in views:
+            view = self.views[name]
+            messages = view.messages(group, index)
+            if messages is None:
+                continue
+            # A student that spells out a control token must not end the run.
+            if view.quotes_rollouts and any(chat.control_token(m.content) for m in messages):
+                continue
+            contexts[name] = chat.prompt_ids(messages)
+        return contexts
 
     @torch.no_grad()
     def score(

@@ -20,6 +20,9 @@ THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 class View(ABC):
     """A prompt that takes the place of the student's prompt before the same response tokens."""
 
+    quotes_rollouts: ClassVar[bool] = False
+    """Whether it shows text that the student wrote, which may spell anything."""
+
     @abstractmethod
     def messages(self, group: Group, index: int) -> tuple[Message, ...] | None:
         """What the teacher reads before `group.rollouts[index]`; None when nothing is privileged
@@ -119,6 +122,7 @@ class Sibling(Shown):
     """
 
     mark: ClassVar[str] = "sibling"
+    quotes_rollouts: ClassVar[bool] = True
     template: str = (
         "$question\n\nA correct answer from another try:\n$sibling\n\n"
         "Now answer the original question correctly."
@@ -142,6 +146,7 @@ class Feedback(Shown):
     """
 
     mark: ClassVar[str] = "feedback"
+    quotes_rollouts: ClassVar[bool] = True
     template: str = (
         "$question\n\nWhat went wrong last time:\n$feedback\n\n"
         "Now answer the original question correctly."
@@ -156,6 +161,7 @@ class Feedback(Shown):
 class FirstOf(View):
     """The first of several views that has something to say about a rollout."""
 
+    quotes_rollouts: ClassVar[bool] = True
     views: tuple[View, ...]
 
     def messages(self, group: Group, index: int) -> tuple[Message, ...] | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.learner.batch import longest, pack, positions
+from opd.learner.batch import longest, pack, packed_rows, positions
 from opd.privileged import Trajectory
 from tests.students import draw_trajectories
 
@@ -54,3 +54,11 @@ def test_every_sequence_keeps_its_own_verdict() -> None:
     assert batch.advantage.tolist() == pytest.approx([t.advantage for t in ordered])
     assert batch.success.tolist() == [t.verdict.success for t in ordered]
     assert batch.position.tolist() == [i for t in ordered for i in range(len(t.rollout.token_ids))]
+
+
+def test_packed_positions_restart() -> None:
+    """Rotary positions are relative and would not tell; learned ones would."""
+    ids, positions_of, boundaries = packed_rows([(5, 6, 7), (8,), (9, 10)])
+    assert ids.tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert positions_of.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert boundaries.tolist() == [0, 3, 4, 6]

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from opd.errors import RecipeError
 from opd.learner.batch import build_context
@@ -21,6 +27,7 @@ from opd.learner.model import (
     merged_weights,
     parameter_count,
     save_causal,
+    silence_dropout,
 )
 from tests.students import open_student, perturb_adapter
 
@@ -72,6 +79,15 @@ def test_dropout_is_silenced(tiny_model_dir: Path, tmp_path: Path) -> None:
     )
     model = Model(path=str(folder)).open(CPU)
     assert model.training and model.config.attention_dropout == 0.5
+    assert torch.equal(logits_of(model), logits_of(model))
+
+
+def test_dropout_modules_are_silenced() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=32, n_layer=2, n_head=2)
+    model = GPT2LMHeadModel(config).train()
+    assert not torch.equal(logits_of(model), logits_of(model))
+    silence_dropout(model)
     assert torch.equal(logits_of(model), logits_of(model))
 
 
