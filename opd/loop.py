@@ -9,17 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 
 from opd.evaluation.evaluator import Measurement, before_and_after, measure
-from opd.learner.batch import assemble, pack, to_device
+from opd.learner.batch import pack, to_device
 from opd.learner.checkpoint import claim, library_versions
 from opd.learner.learner import Learner
 from opd.learner.model import save_causal
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
+from opd.record import record_rollouts, record_step
 from opd.run import Run, open_run
-from opd.types import Batch, Update
+from opd.types import Batch
 
 
 def train(recipe: Recipe) -> Mapping[str, object]:
@@ -54,7 +55,7 @@ def take_steps(run: Run) -> None:
         sampled = time.perf_counter()
         views = needed_views(learner, step)
         trajectories = annotate(run, groups, views)
-        log_rollouts(run, trajectories, views, step)
+        record_rollouts(run, trajectories, views, step)
         updates = []
         for share in shares(trajectories, recipe.updates_per_step):
             batches = micro_batches(run, share)
@@ -62,7 +63,7 @@ def take_steps(run: Run) -> None:
             updates.append(learner.update(batches, scores, step))
         teacher.weights.follow(learner)
         ended = time.perf_counter()
-        record(run, groups, updates, sampled - started, ended - sampled)
+        record_step(run, groups, updates, sampled - started, ended - sampled)
         every = recipe.evaluation.every
         if every and run.progress.step % every == 0 and run.progress.step < recipe.steps:
             evaluate(run)
@@ -125,91 +126,6 @@ def micro_batches(run: Run, trajectories: Sequence[Trajectory]) -> list[Batch]:
         pad_id=run.chat.pad_id,
     )
     return [to_device(batch, run.accelerator.device) for batch in batches]
-
-
-def record(
-    run: Run,
-    groups: Sequence[Group],
-    updates: Sequence[Update],
-    sampling_seconds: float,
-    learning_seconds: float,
-) -> None:
-    """Count the step as done and log what it did."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    verdicts = [verdict for group in groups for verdict in group.verdicts]
-    drawn = [len(r.token_ids) for r in rollouts if r.policy_step >= 0]
-    local = {
-        "rollouts": len(rollouts),
-        "response_tokens": sum(len(r.token_ids) for r in rollouts),
-        "generated": sum(drawn),
-        "success": sum(v.success for v in verdicts),
-        "reward": sum(v.reward for v in verdicts),
-        "no_answer": sum(v.status == "no_answer" for v in verdicts),
-        "no_verdict": sum(v.status == "no_verdict" for v in verdicts),
-        "truncated": sum(r.finish == "length" for r in rollouts),
-    }
-    ranks = gather_object([local])
-    total = {name: sum(rank[name] for rank in ranks) for name in local}
-    progress = run.progress
-    progress.step += 1
-    progress.seconds += sampling_seconds + learning_seconds
-    progress.generated_tokens += total["generated"]
-    trained = sum(update.tokens for update in updates)
-    progress.learner_tokens += trained
-    count = total.pop("rollouts")
-    generated = total.pop("generated")
-    metrics = {name: value / count for name, value in total.items()}
-    for name in updates[-1].metrics:
-        metrics[name] = sum(u.metrics.get(name, 0.0) for u in updates) / len(updates)
-    metrics |= {
-        "learning_rate": updates[-1].learning_rate,
-        "grad_norm": max(update.grad_norm for update in updates),
-        "generated_tokens_per_second": generated / sampling_seconds,
-        "learner_tokens_per_second": trained / learning_seconds,
-    }
-    run.log.update(progress.step, progress.seconds, progress.generated_tokens, metrics)
-
-
-def log_rollouts(
-    run: Run, trajectories: Sequence[Trajectory], views: Sequence[str], step: int
-) -> None:
-    """Keep a few rollouts with what the student and its teachers think of every token."""
-    recipe, chat = run.recipe, run.chat
-    shown = trajectories[: recipe.rollouts_logged]
-    last = step == recipe.steps - 1
-    if not shown or not (step % recipe.log_rollouts_every == 0 or last):
-        return
-    for trajectory in shown:
-        batch = to_device(
-            assemble([trajectory], packing=False, pad_id=chat.pad_id), run.accelerator.device
-        )
-        scores = recipe.teacher.score([batch], views, run.learner)[0]
-        student = run.learner.logprobs(batch.student, batch.target_ids)
-        rollout = trajectory.rollout
-        run.log.rollout(
-            {
-                "step": step,
-                "prompt_id": rollout.prompt.id,
-                "question": rollout.prompt.question,
-                "text": rollout.text,
-                "finish": rollout.finish,
-                "status": trajectory.verdict.status,
-                "reward": trajectory.verdict.reward,
-                "tokens": chat.pieces(rollout.token_ids),
-                "student_logprob": student.tolist(),
-                "teacher_logprob": {
-                    name: seen.logprob.tolist()
-                    for name, seen in scores.items()
-                    if name in trajectory.views
-                },
-                "teacher_entropy": {
-                    name: seen.entropy.tolist()
-                    for name, seen in scores.items()
-                    if name in trajectory.views
-                },
-                "views": {name: chat.decoded(ids) for name, ids in trajectory.views.items()},
-            }
-        )
 
 
 def evaluate(run: Run) -> list[Measurement]:

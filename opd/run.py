@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from opd.config import locate
-from opd.errors import EngineError
+from opd.errors import EngineError, RecipeError
 from opd.evaluation.evaluator import Benchmark, Measurement
 from opd.learner.batch import build_context, context_to
 from opd.learner.checkpoint import Checkpoints, random_state, restore_random_state
@@ -135,6 +135,11 @@ class Run:
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     """Open everything that a recipe names: the first moment that touches models and data."""
+    if recipe.problems_per_step < accelerator.num_processes:
+        raise RecipeError(
+            f"problems_per_step: {recipe.problems_per_step} leave some of the "
+            f"{accelerator.num_processes} processes without a problem; raise it"
+        )
     problems = recipe.problems.problems()
     stream = Stream(problems, recipe.seed)
     stream.batch(0, recipe.problems_per_step)  # too few problems are named before models are opened
