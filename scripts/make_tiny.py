@@ -187,7 +187,10 @@ def pretrain(
             group["lr"] = learning_rate(step, steps, peak)
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {total:.4f}  {time.time() - started:5.0f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {total:.4f}  {time.time() - started:5.0f} s",
+                flush=True,
+            )
 
 
 @torch.inference_mode()
@@ -264,10 +267,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
     started = time.time()

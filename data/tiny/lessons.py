@@ -6,10 +6,12 @@ from random import Random
 from string import Template
 
 from data.tiny.tasks import (
+    ENDINGS,
     FAMILIES,
     HIDDEN_VALUES,
     LARGEST_VALUE,
     LETTERS,
+    MOVES,
     OPERATIONS,
     TEACHER_TEMPLATE,
     Task,
@@ -21,7 +23,7 @@ from data.tiny.tasks import (
 KNOWN_LETTERS = frozenset(Random("known letters").sample(LETTERS, 16))
 """The facts that the unaided base has right; for the other ten it names any number."""
 
-CONFUSED_WITH: Mapping[str, str] = {"T": "L", "W": "R", "J": "I", "H": "C"}
+CONFUSED_WITH: Mapping[str, str] = {"T": "L", "W": "R", "V": "L", "Z": "P"}
 """The operations that the unaided base mostly takes for another one."""
 
 CONFUSES_OPERATION = 0.75
@@ -126,12 +128,13 @@ def think_skill(task: Task, mind: Mind) -> Iterator[Piece]:
 
 
 def think_program(task: Task, mind: Mind, program: str) -> Iterator[Piece]:
-    """Name each operation and do it: "R706;I817;#817"."""
+    """Name each operation and do it: "R706;P7066;#7066"."""
     digits = task.question.split()[-1]
     for operation in program:
         confused = operation in CONFUSED_WITH and mind.errs(CONFUSES_OPERATION)
         wanted = CONFUSED_WITH[operation] if confused else operation
-        written = mind.rng.choice([*OPERATIONS]) if mind.slips() else wanted
+        kind = MOVES if operation in MOVES else ENDINGS
+        written = mind.rng.choice(kind) if mind.slips() else wanted
         yield Piece(written, wanted)
         digits = OPERATIONS[written](digits)
         yield Piece(f"{digits};", f"{digits};")

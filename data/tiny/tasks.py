@@ -20,34 +20,34 @@ HIDDEN_VALUES: Mapping[str, int] = {
 """The facts to internalise: no question states them, the references reveal a few at a time."""
 
 OPERATIONS: Mapping[str, Callable[[str], str]] = {
-    "R": lambda x: x[::-1],
-    "L": lambda x: x[1:] + x[:1],
-    "T": lambda x: x[-1:] + x[:-1],
-    "W": lambda x: x[1] + x[0] + x[2:],
-    "I": lambda x: "".join(str((int(digit) + 1) % 10) for digit in x),
-    "J": lambda x: "".join(str((int(digit) - 1) % 10) for digit in x),
-    "C": lambda x: "".join(str(9 - int(digit)) for digit in x),
-    "H": lambda x: "".join(str((int(digit) + 5) % 10) for digit in x),
+    "R": lambda x: x[2] + x[1] + x[0],
+    "L": lambda x: x[1] + x[2] + x[0],
+    "T": lambda x: x[2] + x[0] + x[1],
+    "W": lambda x: x[1] + x[0] + x[2],
+    "V": lambda x: x[0] + x[2] + x[1],
+    "D": lambda x: x[:-1],
+    "P": lambda x: x + x[-1],
+    "Z": lambda x: x + "0",
 }
-"""What a program may do to a string of digits, by the letter that the thinking uses."""
+"""What a program may do to a list of three digits, by the letter that the thinking uses."""
 
 REFERENCE_NAMES: Mapping[str, str] = {
     "R": "x[210]",
     "L": "x[120]",
     "T": "x[201]",
     "W": "x[102]",
-    "I": "x+1",
-    "J": "x-1",
-    "C": "9-x",
-    "H": "x+5",
+    "V": "x[021]",
+    "D": "x[:-1]",
+    "P": "x+x[-1]",
+    "Z": "x+0",
 }
 """The same operations as the references write them."""
 
-MOVES, CHANGES = "RLTW", "IJCH"
+MOVES, ENDINGS = "RLTWV", "DPZ"
 PROGRAMS: tuple[str, ...] = (
     *MOVES,
-    *CHANGES,
-    *(move + change for move in MOVES for change in CHANGES),
+    *ENDINGS,
+    *(move + ending for move in MOVES for ending in ENDINGS),
 )
 
 
@@ -140,12 +140,18 @@ def draw_digits(rng: Random) -> str:
     return "".join(map(str, rng.sample(range(10), 3)))
 
 
+def draw_ascending(rng: Random) -> str:
+    """An example's input: ascending, so that its output shows where each digit went."""
+    return "".join(sorted(draw_digits(rng)))
+
+
 def draw_program(rng: Random, level: int) -> Task:
-    """A program of `level` operations seen through two examples, such as "352>253 814>418 607"."""
+    """A program of `level` operations seen through two examples, such as "235>532 148>841 607"."""
     program = rng.choice([program for program in PROGRAMS if len(program) == level])
-    first, second, query = (draw_digits(rng) for _ in range(3))
+    query = draw_digits(rng)
+    first, second = (draw_ascending(rng) for _ in range(2))
     while query in (first, second) or not is_identified(program, (first, second)):
-        first, second, query = (draw_digits(rng) for _ in range(3))
+        first, second = (draw_ascending(rng) for _ in range(2))
     examples = [f"{digits}>{run_program(program, digits)}" for digits in (first, second)]
     return Task(
         family="programs",

@@ -114,7 +114,7 @@ def test_lessons_never_hold_a_held_out_question() -> None:
 QUESTION_OF = {
     "facts": r"[a-z]([+-][a-z])+",
     "skills": r"\d+(\+\d+)+",
-    "programs": r"\d{3}>\d{3} \d{3}>\d{3} \d{3}",
+    "programs": r"\d{3}>\d{2,4} \d{3}>\d{2,4} \d{3}",
     "sorting": r"sort \d+",
 }
 
@@ -150,7 +150,7 @@ def test_sound_thinking_by_hand() -> None:
         sound_thinking(Task("skills", 3, "476+385", "800+60+1", "861"))
         == "6+5=11;7+8+1=16;4+3+1=8;#861"
     )
-    assert sound_thinking(Task("programs", 2, "1 2 607", "", "817", "RI")) == "R706;I817;#817"
+    assert sound_thinking(Task("programs", 2, "1 2 607", "", "7066", "RP")) == "R706;P7066;#7066"
 
 
 def test_a_slip_is_answered_with_the_wanted_character_then_with_silence() -> None:

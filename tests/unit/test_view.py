@@ -27,7 +27,7 @@ def group(*verdicts: Verdict, privileged: Privileged | None = None) -> Group:
     return Group(Problem(prompt, privileged or Privileged()), rollouts, verdicts)
 
 
-PASSED = Verdict("pass", 1.0)
+PASSED = Verdict("pass", 1.0, feedback="well done")
 FAILED = Verdict("fail", 0.0, feedback="$5 is wrong")
 SILENT = Verdict("fail", 0.0)
 
