@@ -61,6 +61,7 @@ def take_steps(run: Run) -> None:
             batches = micro_batches(run, share)
             scores = teacher.score(batches, views, learner)
             updates.append(learner.update(batches, scores, step))
+        run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.weights.follow(learner)
         ended = time.perf_counter()
         record_step(run, groups, updates, sampled - started, ended - sampled)

@@ -67,7 +67,8 @@ class Recipe:
     evaluation: Protocol = field(default_factory=Protocol)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     sync_tolerance: Annotated[float, Field(gt=0)] = 0.05
-    """Nats by which a log-prob of the engine may differ from the trainer's after the first sync."""
+    """Nats, on average over tokens, by which log-probs of the engine may differ from the trainer's
+    when it has just taken the trainer's weights."""
     rollouts_logged: Annotated[int, Field(ge=0)] = 2
     """Rollouts a logged step whose tokens are kept for the report."""
     log_rollouts_every: Annotated[int, Field(gt=0)] = 25

@@ -106,9 +106,11 @@ class Run:
         restore_random_state(saved.state["random"])
         self.log.resume(latest)
 
-    def verify_sync(self) -> float:
-        """The largest difference, in nats, between the engine's and the trainer's log-probs of one
-        probe response after a sync. Raises EngineError when it exceeds the recipe's tolerance."""
+    def verify_sync(self) -> None:
+        """Compare the engine's and the trainer's log-probs of one probe response after a sync.
+
+        Raises EngineError when their mean difference exceeds the recipe's tolerance.
+        """
         sampling = Sampling(
             max_response_tokens=min(PROBE_TOKENS, self.recipe.sampling.max_response_tokens),
             temperature=self.recipe.sampling.temperature,
@@ -123,14 +125,18 @@ class Run:
         targets = torch.tensor(rollout.token_ids, device=device)
         own = self.learner.logprobs(context_to(context, device), targets)
         theirs = torch.tensor(rollout.logprobs, device=device)
-        difference = (own - theirs).abs().max().item()
+        self.refuse_mismatch((own - theirs).abs().mean().item())
+
+    def refuse_mismatch(self, difference: float) -> None:
+        """Raise EngineError when log-probs of freshly synced weights differ by more than the
+        recipe's tolerance, nats on average over tokens."""
         if not difference <= self.recipe.sync_tolerance:
             raise EngineError(
-                f"engine: after taking the trainer's weights its log-probs differ by "
-                f"{difference:.3g} nats (sync_tolerance={self.recipe.sync_tolerance:g}), so it "
-                "would sample from another model; use engine=hf or raise sync_tolerance"
+                f"engine, step {self.progress.step}: after taking the trainer's weights its "
+                f"log-probs differ by {difference:.3g} nats on average "
+                f"(sync_tolerance={self.recipe.sync_tolerance:g}), so it samples from another "
+                "model; use engine=hf or raise sync_tolerance"
             )
-        return difference
 
 
 def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:

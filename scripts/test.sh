@@ -18,7 +18,7 @@ check() {
 check lint .venv/bin/python -m ruff check
 check format .venv/bin/python -m ruff format --check
 check types .venv/bin/python -m pyright --pythonpath .venv/bin/python
-check imports .venv/bin/lint-imports
+check imports .venv/bin/lint-imports --no-logo
 check tests .venv/bin/python -m pytest -m "$markers" "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -115,13 +115,13 @@ class Learner:
         scores: Sequence[Mapping[str, Scores]],
     ) -> dict[str, float]:
         """The global denominator of each term."""
-        local = torch.zeros(len(terms), dtype=torch.float64)
+        local = dict.fromkeys(terms, 0.0)
         for batch, batch_scores in zip(batches, scores, strict=True):
-            for index, term in enumerate(terms.values()):
+            for name, term in terms.items():
                 weight = term.weight(batch, batch_scores)
-                local[index] += term.mass(weight, batch, self.max_response_tokens).double().cpu()
-        total = self.summed(local.to(self.accelerator.device))
-        return dict(zip(terms, total.tolist(), strict=True))
+                local[name] += term.mass(weight, batch, self.max_response_tokens).item()
+        ranks: list[dict[str, float]] = gather_object([local])
+        return {name: sum(rank[name] for rank in ranks) for name in terms}
 
     def backward(
         self,
@@ -167,7 +167,8 @@ class Learner:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.summed(parameter.grad)
+            total = self.accelerator.reduce(parameter.grad, "sum")
+            parameter.grad = cast("Tensor", total)
 
     def report(
         self, step: int, learning_rate: float, norm: float, totals: Mapping[str, float]
@@ -186,10 +187,6 @@ class Learner:
                 metrics[key] = value / max(1.0, found.get(f"count:{key}", 1.0))
         tokens = int(metrics.pop("tokens", 0))
         return Update(step, learning_rate, norm, tokens, metrics)
-
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over ranks."""
-        return cast("Tensor", self.accelerator.reduce(tensor, "sum"))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the frozen weights that the next step depends on."""

@@ -155,6 +155,19 @@ def test_packages_follow_the_machine(clone: Path, tools: Path, driver: str):
     assert (".[vllm,trl,dev]" in asked) == (driver == "exit 0")
 
 
+@pytest.mark.parametrize("user", [0, 1000], ids=["root", "person"])
+def test_chromium_comes_from_apt_for_root_only(clone: Path, tools: Path, user: int):
+    (tools / "chromium").unlink()
+    program(tools / "id", f"echo {user}")
+    program(tools / "apt-get", 'echo "$@" >>apt-calls')
+    program(clone / ".venv/bin/python", RECORDING_PYTHON)
+    finished = run(clone, tools, "setup", "full")
+    assert finished.returncode == 0 and "tests that need a browser" in finished.stdout
+    calls = clone / "apt-calls"
+    asked = calls.read_text() if calls.exists() else ""
+    assert asked == ("update\ninstall -y chromium\n" if user == 0 else "")
+
+
 def test_quickstart_passes_arguments_and_the_exit_code_on(clone: Path, tools: Path):
     program(clone / ".venv/bin/python", RECORDING_PYTHON)
     program(clone / ".venv/bin/opd", 'echo "$@" >>opd-calls; exit 5')

@@ -17,6 +17,7 @@ from opd.loop import annotate, shares
 from opd.privileged import Group, Problem
 from opd.recipe import Recipe
 from opd.reward import Reward
+from opd.rollout.hf import HF
 from opd.run import Run, open_run
 from opd.types import Rollout, Verdict
 from tests.runs import run, tree
@@ -117,6 +118,15 @@ def test_an_engine_that_keeps_old_weights_is_stopped(opened: Run) -> None:
         parameter.data.mul_(1.5)
     with pytest.raises(EngineError, match=r"its log-probs differ by"):
         opened.verify_sync()
+
+
+def test_weights_that_go_stale_later_are_noticed(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sync sends what the engine has; only training shows that a sync does nothing."""
+    monkeypatch.setattr(HF, "load", lambda self, weights, step: None)
+    with pytest.raises(EngineError, match=r"engine, step [1-4]: .* on average"):
+        run(tiny_model_dir, tmp_path / "run", optimizer={"learning_rate": 3e-2})
 
 
 def test_shares_are_even_and_whole() -> None:

@@ -172,13 +172,55 @@ def test_unaided_thinking_has_the_known_facts_right_and_no_others() -> None:
     assert len(KNOWN_LETTERS) == 16
 
 
-def test_aided_slips_are_followed_by_steps_that_fit_what_was_written() -> None:
-    rng = Random(1)
-    for family in ("facts", "skills", "programs"):
-        for task in distinct_tasks(0, family, "train", 50):
-            pieces = think(task, Mind(rng, aided=True, slip_chance=0.5))
-            assert pieces[-1].written == pieces[-1].wanted
-            assert pieces[-1].written.startswith("#")
+def slipping(family: str) -> list[tuple[Task, list[Piece]]]:
+    mind = Mind(Random(1), aided=True, slip_chance=0.5)
+    return [(task, list(think(task, mind))) for task in distinct_tasks(0, family, "train", 100)]
+
+
+def test_after_a_slip_the_next_operation_works_on_what_was_written() -> None:
+    for task, pieces in slipping("programs"):
+        digits = task.question.split()[-1]
+        for operation, result in zip(pieces[:-1:2], pieces[1::2], strict=True):
+            digits = run_program(operation.written, digits)
+            assert result.written == result.wanted == f"{digits};"
+        assert [operation.wanted for operation in pieces[:-1:2]] == list(task.program)
+        assert pieces[-1].wanted == f"#{digits}"
+
+
+def test_after_a_slip_the_next_step_starts_from_what_was_written() -> None:
+    slips = 0
+    for _, pieces in slipping("facts"):
+        steps = [piece for piece in pieces[:-1] if not piece.written[0].isalpha()]
+        running = pieces[0].written[2:-1]
+        for step in steps:
+            terms, total = step.wanted[:-1].split("=")
+            assert terms.startswith(running) and eval(terms) == int(total), step
+            running = step.written[:-1].split("=")[1]
+            slips += step.written != step.wanted
+        assert pieces[-1].wanted == pieces[-1].written == f"#{running}"
+    assert slips > 20
+
+
+def test_after_a_slip_the_carry_is_that_of_the_written_column() -> None:
+    slips = 0
+    for task, pieces in slipping("skills"):
+        columns = reversed(list(zip(*task.question.split("+"), strict=True)))
+        totals: list[int] = []
+        for column, piece in zip(columns, pieces, strict=False):
+            carry = totals[-1] // 10 if totals else 0
+            terms = "+".join([*column, str(carry)] if carry else column)
+            assert piece.wanted == f"{terms}={eval(terms)};"
+            totals.append(int(piece.written[:-1].split("=")[1]))
+            slips += piece.written != piece.wanted
+        digits = "".join(str(total % 10) for total in totals[-2::-1])
+        assert pieces[-1].wanted == f"#{totals[-1]}{digits}"
+    assert slips > 20
+
+
+def test_after_a_slip_the_next_value_is_still_the_reference_one() -> None:
+    for _, pieces in slipping("facts"):
+        listed = [piece.wanted for piece in pieces if piece.wanted[0].isalpha()]
+        assert listed == [f"{each[0]}={HIDDEN_VALUES[each[0]]};" for each in listed]
 
 
 @pytest.mark.parametrize(
