@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.record import record_rollouts, record_step
 from opd.run import Run, open_run
+from opd.screen import Screen
 from opd.types import Batch
 
 
@@ -30,8 +32,11 @@ def train(recipe: Recipe) -> Mapping[str, object]:
     """
     accelerator = Accelerator()
     set_seed(recipe.seed)
-    alone = claim(Path(recipe.output), recipe.tree)
+    output = Path(recipe.output)
+    alone = claim(output, recipe.tree)
     with alone if accelerator.is_main_process else nullcontext():
+        if (output / "summary.json").exists():
+            return finished(output, recipe)
         run = open_run(recipe, accelerator)
         try:
             run.restore()
@@ -41,6 +46,15 @@ def train(recipe: Recipe) -> Mapping[str, object]:
         finally:
             run.log.close()
             run.sampler.engine.close()
+
+
+def finished(output: Path, recipe: Recipe) -> Mapping[str, object]:
+    """What a run that came to its end has left."""
+    summary: Mapping[str, object] = json.loads((output / "summary.json").read_text())
+    screen = Screen(output.name, recipe.steps)
+    screen.say(f"{output} holds this very run, finished; give another output= to run it again")
+    screen.summary(summary)
+    return summary
 
 
 def take_steps(run: Run) -> None:

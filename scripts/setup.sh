@@ -104,7 +104,7 @@ packages=$(choose_packages)
 case "$profile-$packages" in
   light-cpu) check_disk 3 ;;
   full-cpu) check_disk 6 ;;
-  light-cuda) check_disk 9 ;;
+  light-cuda) check_disk 8 ;;
   full-cuda) check_disk 18 ;;
 esac
 

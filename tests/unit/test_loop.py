@@ -59,6 +59,17 @@ def test_tokens_are_counted_once(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert written["held_out"] == summary["held_out"]
 
 
+def test_a_finished_run_is_shown_not_repeated(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(tiny_model_dir, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.json*")}
+    capsys.readouterr()
+    assert run(tiny_model_dir, tmp_path / "run") == json.loads(json.dumps(summary))
+    assert "finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.json*")}
+
+
 def test_logged_rollouts_line_up(tiny_model_dir: Path, tmp_path: Path) -> None:
     run(tiny_model_dir, tmp_path / "run")
     logged = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
