@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -24,8 +25,10 @@ from opd.run import Run, open_run
 from opd.screen import Screen
 from opd.types import Batch
 
+T = TypeVar("T")
 
-def train(recipe: Recipe) -> Mapping[str, object]:
+
+def train(recipe: Recipe) -> Mapping[str, Any]:
     """Run `recipe`, or take it up again, and return what stands in its summary.json.
 
     Raises OpdError, with the last checkpoint on disk, when something is at fault.
@@ -48,9 +51,9 @@ def train(recipe: Recipe) -> Mapping[str, object]:
             run.sampler.engine.close()
 
 
-def finished(output: Path, recipe: Recipe) -> Mapping[str, object]:
+def finished(output: Path, recipe: Recipe) -> Mapping[str, Any]:
     """What a run that came to its end has left."""
-    summary: Mapping[str, object] = json.loads((output / "summary.json").read_text())
+    summary: Mapping[str, Any] = json.loads((output / "summary.json").read_text())
     screen = Screen(output.name, recipe.steps)
     screen.say(f"{output} holds this very run, finished; give another output= to run it again")
     screen.summary(summary)
@@ -126,7 +129,7 @@ def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Tr
     return trajectories
 
 
-def shares(trajectories: Sequence[Trajectory], count: int) -> list[Sequence[Trajectory]]:
+def shares(trajectories: Sequence[T], count: int) -> list[Sequence[T]]:
     """`count` runs of neighbours, as even as can be."""
     ends = [len(trajectories) * i // count for i in range(count + 1)]
     return [trajectories[start:end] for start, end in pairwise(ends)]
@@ -168,7 +171,7 @@ def evaluate(run: Run) -> list[Measurement]:
     return measured
 
 
-def close(run: Run) -> Mapping[str, object]:
+def close(run: Run) -> Mapping[str, Any]:
     """Measure again, write the summary, the last checkpoint and a plain model folder."""
     recipe, progress = run.recipe, run.progress
     after = evaluate(run)

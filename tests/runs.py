@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from opd.config import build
 from opd.loop import train
@@ -12,7 +13,7 @@ from opd.recipe import Recipe
 ROWS = "data/samples/gsm8k.jsonl"
 
 
-def tree(folder: Path, output: Path, **changes: object) -> dict[str, object]:
+def tree(folder: Path, output: Path, **changes: object) -> dict[str, Any]:
     """A recipe of a few steps; `changes` replace its top-level keys."""
     dataset = {"dataset": ROWS, "adapter": "data.gsm8k:problem"}
     solution = {"name": "Solution", "template": "$question $solution"}
@@ -42,6 +43,6 @@ def tree(folder: Path, output: Path, **changes: object) -> dict[str, object]:
     }
 
 
-def run(folder: Path, output: Path, **changes: object) -> Mapping[str, object]:
+def run(folder: Path, output: Path, **changes: object) -> Mapping[str, Any]:
     """Train the recipe and return its summary."""
     return train(build(Recipe, tree(folder, output, **changes)))

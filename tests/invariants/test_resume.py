@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, mod
             assert same(torch.load(state), torch.load(parts / last / state.name))
 
 
-def same(first: object, second: object) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Whether two states are equal to the last bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
