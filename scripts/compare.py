@@ -1,8 +1,8 @@
-"""How many generated tokens one recipe needs to reach the best accuracy of another.
+"""How many generated tokens one recipe needs to reach what another reaches at its best.
 
 The reference recipe is tuned first: each learning rate is run once, and the one that reaches the
-highest held-out accuracy is run with every seed. Its mean best accuracy is the target. Runs that
-exist are taken up or read, so the command may be repeated.
+highest held-out accuracy is run with every seed. A seed's target is the best accuracy that the
+reference reached with it at any evaluation. Runs that exist are read, not repeated.
 
     python scripts/compare.py opsd grpo --learning-rates 1e-4 3e-4 1e-3 --seeds 0 1 2
 """
@@ -16,12 +16,18 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from opd.config import build, load_recipe
 from opd.loop import train
 from opd.recipe import Recipe
 
 Curve = list[tuple[int, float]]
 """Generated tokens and held-out avg@k, in the order of a run."""
+
+
+LEVELS = (0.6, 0.7, 0.8, 0.9)
+"""Accuracies at which both are compared on their way."""
 
 
 def run(recipe: str, output: Path, changes: Sequence[str]) -> Curve:
@@ -57,6 +63,7 @@ def main() -> None:
     parser.add_argument("--reference-settings", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     options = parser.parse_args()
+    disable_progress_bar()
 
     def reference(rate: str, seed: int) -> Curve:
         output = options.output / f"{options.reference}-lr{rate}-seed{seed}"
@@ -66,7 +73,6 @@ def main() -> None:
     tuned = {rate: best(reference(rate, options.seeds[0])) for rate in options.learning_rates}
     rate = max(tuned, key=lambda r: tuned[r])
     references = [reference(rate, seed) for seed in options.seeds]
-    target = statistics.mean(best(curve) for curve in references)
     candidates = [
         run(
             options.candidate,
@@ -75,17 +81,21 @@ def main() -> None:
         )
         for seed in options.seeds
     ]
-    print(f"{options.reference}, best held-out avg by learning rate, seed {options.seeds[0]}:")
+    print(f"{options.reference}, best held-out accuracy by learning rate, seed {options.seeds[0]}:")
     for name, accuracy in tuned.items():
         print(f"  {name}: {100 * accuracy:.1f} %")
-    print(f"target: {100 * target:.1f} %, the mean best of {len(options.seeds)} seeds at lr {rate}")
-    for seed, mine, theirs in zip(options.seeds, candidates, references, strict=True):
-        needed, spent = tokens_to(mine, target), tokens_to(theirs, best(theirs))
-        print(
-            f"  seed {seed}: {options.reference} reaches its best {100 * best(theirs):.1f} % after "
-            f"{spent:,} tokens; {options.candidate} reaches the target after {needed:,} and "
-            f"{100 * best(mine):.1f} % at best: {spent / needed:.1f}x fewer"
-        )
+    print(f"tokens to an accuracy, {options.reference} at {rate} / {options.candidate} / ratio:")
+    ratios = []
+    for seed, theirs, mine in zip(options.seeds, references, candidates, strict=True):
+        for target in (*LEVELS, best(theirs)):
+            spent, needed = tokens_to(theirs, target), tokens_to(mine, target)
+            ratios.append(spent / needed)
+            print(f"  seed {seed}, {100 * target:.1f} %: {spent:,} / {needed:,} / {ratios[-1]:.1f}")
+        print(f"  seed {seed}: best {100 * best(theirs):.1f} % / {100 * best(mine):.1f} %")
+    every = len(LEVELS) + 1
+    at_best = ratios[every - 1 :: every]
+    mean = math.exp(statistics.mean(math.log(max(ratio, 1e-9)) for ratio in at_best))
+    print(f"at the best of {options.reference}: {mean:.1f}x fewer tokens (geometric mean)")
 
 
 if __name__ == "__main__":

@@ -101,20 +101,6 @@ class Answer(Shown):
 
 
 @part
-class Demonstration(Shown):
-    """An expert's whole response. arXiv 2601.19897; the wording is ours."""
-
-    mark: ClassVar[str] = "demonstration"
-    template: str = (
-        "$question\n\nOne way someone answered this:\n$demonstration\n\n"
-        "Write your own complete answer, with your reasoning."
-    )
-
-    def text(self, group: Group, index: int) -> str:
-        return privileged_text(group, "demonstration")
-
-
-@part
 class Sibling(Shown):
     """The first other rollout of the group that succeeded, without its reasoning tags.
 

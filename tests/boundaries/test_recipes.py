@@ -20,6 +20,8 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"
 UNUSED = {
     "Answer": "a view to set against the whole solution",
     "Confidence": "with Only, the weights of a recipe that mixes reinforcing and distilling",
+    "Feedback": "the grader's words, for a model that reads English",
+    "FirstOf": "with Feedback: a sibling, or else what went wrong",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "Linear": "an override of any coefficient or learning rate",
     "Live": "the teacher that lags by nothing, to set against EMA",
