@@ -26,7 +26,7 @@ KNOWN_LETTERS = frozenset(Random("known letters").sample(LETTERS, 16))
 CONFUSED_WITH: Mapping[str, str] = {"T": "L", "W": "R", "V": "L", "Z": "P"}
 """The operations that the unaided base mostly takes for another one."""
 
-CONFUSES_OPERATION = 0.75
+CONFUSES_OPERATION = 0.85
 FORGETS_CARRY = 0.7
 
 FAMILY_SHARES: Mapping[str, float] = {
