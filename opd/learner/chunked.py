@@ -78,9 +78,9 @@ def student_rows(
     read = {view: scores[view] for loss in losses for view in loss.views}
 
     def chunk(
-        student_rows: Tensor, target_ids: Tensor, sampled: Tensor, teacher_rows: dict[str, Tensor]
+        rows: Tensor, target_ids: Tensor, sampled: Tensor, teacher_rows: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Mapping[str, Tensor]]]:
-        logits = head.logits(student_rows)
+        logits = head.logits(rows)
         logprob, entropy = taken_and_entropy(logits, target_ids, temperature)
         with torch.no_grad():
             teachers = {view: read[view].head.logits(teacher_rows[view]) for view in read}

@@ -63,7 +63,8 @@ class VLLM(Engine):
             from vllm import LLM
         except ImportError as error:
             raise EngineError(
-                f"engine=vllm: {first_line(error)}; pip install -e '.[vllm]', or use engine=hf."
+                f"engine=vllm: {first_line(error)}; install it with bash scripts/setup.sh full, or "
+                "use engine=hf."
             ) from error
         with one_sentence("opening the model"):
             self.llm: LLM = LLM(
