@@ -84,18 +84,25 @@ def main() -> None:
     print(f"{options.reference}, best held-out accuracy by learning rate, seed {options.seeds[0]}:")
     for name, accuracy in tuned.items():
         print(f"  {name}: {100 * accuracy:.1f} %")
-    print(f"tokens to an accuracy, {options.reference} at {rate} / {options.candidate} / ratio:")
-    ratios = []
+    print(f"tokens to an accuracy: {options.reference} at {rate}, {options.candidate}, ratio")
+    names = [*(f"{100 * level:.0f} %" for level in LEVELS), f"best of {options.reference}"]
+    ratios: dict[str, list[float]] = {name: [] for name in names}
     for seed, theirs, mine in zip(options.seeds, references, candidates, strict=True):
-        for target in (*LEVELS, best(theirs)):
+        for name, target in zip(names, (*LEVELS, best(theirs)), strict=True):
             spent, needed = tokens_to(theirs, target), tokens_to(mine, target)
-            ratios.append(spent / needed)
-            print(f"  seed {seed}, {100 * target:.1f} %: {spent:,} / {needed:,} / {ratios[-1]:.1f}")
-        print(f"  seed {seed}: best {100 * best(theirs):.1f} % / {100 * best(mine):.1f} %")
-    every = len(LEVELS) + 1
-    at_best = ratios[every - 1 :: every]
-    mean = math.exp(statistics.mean(math.log(max(ratio, 1e-9)) for ratio in at_best))
-    print(f"at the best of {options.reference}: {mean:.1f}x fewer tokens (geometric mean)")
+            ratios[name].append(spent / needed)
+            print(
+                f"  seed {seed}, {name} ({100 * target:.1f} %): {spent:,}, {needed:,}, "
+                f"{spent / needed:.1f}x"
+            )
+        print(f"  seed {seed}, best of each: {100 * best(theirs):.1f} %, {100 * best(mine):.1f} %")
+    for name, found in ratios.items():
+        reached = [ratio for ratio in found if ratio > 0]
+        mean = statistics.geometric_mean(reached) if reached else math.nan
+        print(
+            f"{name}: reached with {len(reached)} of {len(found)} seeds, there with {mean:.1f}x "
+            "fewer tokens (geometric mean)"
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import (
     GenerationConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -46,10 +47,15 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_model(folder: Path, *, tied: bool) -> Path:
+def save_random_model(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tied: bool = False,
+    context_length: int = CONTEXT_LENGTH,
+) -> Path:
     """A 2-layer random Qwen3 whose next-token distributions are far from uniform."""
-    tokenizer = character_tokenizer()
-    pad, end = SPECIAL.index("<|endoftext|>"), SPECIAL.index("<|im_end|>")
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -60,7 +66,7 @@ def save_tiny_model(folder: Path, *, tied: bool) -> Path:
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,
-            max_position_embeddings=CONTEXT_LENGTH,
+            max_position_embeddings=context_length,
             tie_word_embeddings=tied,
             initializer_range=0.2,
             eos_token_id=end,
@@ -77,10 +83,12 @@ def save_tiny_model(folder: Path, *, tied: bool) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with an untied head. Read it, never write to it."""
-    return save_tiny_model(tmp_path_factory.mktemp("untied") / "model", tied=False)
+    return save_random_model(tmp_path_factory.mktemp("untied") / "model", character_tokenizer())
 
 
 @pytest.fixture(scope="session")
 def tied_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the head tied to the embedding. Read it, never write to it."""
-    return save_tiny_model(tmp_path_factory.mktemp("tied") / "model", tied=True)
+    return save_random_model(
+        tmp_path_factory.mktemp("tied") / "model", character_tokenizer(), tied=True
+    )

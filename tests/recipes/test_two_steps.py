@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer
 
 from opd.config import RECIPES, ROOT, build, load_recipe, locate
 from opd.loop import train
 from opd.recipe import Recipe
+from tests.conftest import save_random_model
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
@@ -34,7 +34,8 @@ def test_two_steps_on_real_rows(tmp_path: Path) -> None:
     """The recipe for one GPU, on real questions, with a random model in place of a real one."""
     if not BENCHMARKS.is_dir():
         pytest.skip(f"{BENCHMARKS} is not there; OPD_BENCHMARKS names the folder of the data")
-    model = random_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(locate("data/tiny"))
+    model = save_random_model(tmp_path / "model", tokenizer, context_length=8192)
     changes = [
         f"model.path={model}",
         "model.thinking=null",
@@ -50,27 +51,6 @@ def test_two_steps_on_real_rows(tmp_path: Path) -> None:
     rows = trains(["opsd_gsm8k", *SMALL, *changes], tmp_path / "run")
     assert all(row["metrics"]["teacher_present/solution"] == 1.0 for row in rows)
     assert all(row["metrics"]["loss/distil"] > 0 for row in rows)
-
-
-def random_model(folder: Path) -> Path:
-    """A Qwen3 of random weights with room for real questions, spelled in bytes."""
-    tokenizer = AutoTokenizer.from_pretrained(locate("data/tiny"))
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def trains(arguments: list[str], output: Path) -> list[dict]:
