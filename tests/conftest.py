@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def save_random_model(
     context_length: int = CONTEXT_LENGTH,
 ) -> Path:
     """A 2-layer random Qwen3 whose next-token distributions are far from uniform."""
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    end, pad = cast("tuple[int, int]", (tokenizer.eos_token_id, tokenizer.pad_token_id))
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
