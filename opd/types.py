@@ -8,7 +8,7 @@ input, `P` prompt tokens, `T` response tokens of one rollout. `log_*` and `*logp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -64,7 +64,6 @@ class Verdict:
     status: Status
     reward: float
     feedback: str | None = None
-    parts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def success(self) -> bool:
