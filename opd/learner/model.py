@@ -16,6 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.config import locate, part
 from opd.errors import RecipeError
+from opd.learner.attention import (
+    IMPLEMENTATIONS,
+    Backend,
+    packed_inputs,
+    refuse_unavailable,
+    refuse_unfaithful,
+)
 from opd.types import Context, Head
 
 Causal = PreTrainedModel | PeftModel
@@ -48,7 +55,9 @@ class Model:
     """A folder or a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; trainable parameters are always kept in float32."""
-    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    attention: Backend = "sdpa"
+    """`varlen` is torch's own flash attention, `flash_attention_2` the package flash-attn; both
+    need CUDA and bfloat16. All three keep packed sequences apart."""
     lora: LoRA | None = None
     """None trains every weight."""
     gradient_checkpointing: bool = False
@@ -58,8 +67,10 @@ class Model:
     def open(self, device: torch.device) -> Causal:
         """The model ready to train on `device`.
 
-        Raises RecipeError when the folder or hub id holds no causal language model that we serve.
+        Raises RecipeError when the folder or hub id holds no causal language model that we serve,
+        or when its attention cannot be computed as asked.
         """
+        refuse_unavailable(self.attention, device, PRECISIONS[self.dtype])
         stored = torch.float32 if self.lora is None else PRECISIONS[self.dtype]
         model = load_causal(self.path, dtype=stored, attention=self.attention)
         nn.Module.to(model, device)
@@ -89,18 +100,19 @@ class Model:
         return torch.autocast(device.type, PRECISIONS[self.dtype])
 
 
-def load_causal(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_causal(path: str, *, dtype: torch.dtype, attention: Backend = "sdpa") -> PreTrainedModel:
     """The causal language model at `path`; RecipeError where there is none that we can train."""
     source = locate(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=attention
+            source, dtype=dtype, attn_implementation=IMPLEMENTATIONS[attention]
         )
     except (OSError, ValueError, ImportError) as error:
         cause = str(error).splitlines()[0]
         raise RecipeError(
             f"model.path: {path} cannot be loaded ({cause}); give a causal model's folder or hub id"
         ) from error
+    refuse_unfaithful(attention, model)
     for scaling in ("logits_scaling", "logit_scale"):
         if getattr(model.config, scaling, None) not in (None, 1.0):
             raise RecipeError(
@@ -151,35 +163,10 @@ def hidden_states(model: Causal, context: Context) -> Tensor:
             input_ids=context.input_ids,
             position_ids=context.position_ids,
             use_cache=False,
-            **packed_attention(causal, context),
+            **packed_inputs(causal, context.boundaries),
         )
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)[context.predict_at]
-
-
-def packed_attention(causal: PreTrainedModel, context: Context) -> dict[str, object]:
-    """What keeps the segments of a packed row apart, for the attention that the model uses."""
-    boundaries = context.boundaries
-    assert boundaries is not None, "only packed contexts have segments to keep apart"
-    config = causal.config
-    if config._attn_implementation == "flash_attention_2":
-        lengths = boundaries.diff()
-        return {
-            "cu_seq_lens_q": boundaries.int(),
-            "cu_seq_lens_k": boundaries.int(),
-            "max_length_q": int(lengths.max()),
-            "max_length_k": int(lengths.max()),
-        }
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        raise RecipeError(
-            "packing: this model has sliding-window layers; set packing=false or "
-            "model.attention=flash_attention_2"
-        )
-    length = context.input_ids.shape[1]
-    positions = torch.arange(length, device=boundaries.device)
-    segment = torch.searchsorted(boundaries[1:], positions, right=True)
-    allowed = (segment[:, None] == segment[None, :]) & (positions[:, None] >= positions[None, :])
-    return {"attention_mask": allowed[None, None]}
 
 
 def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:
