@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -13,6 +15,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opd.config import locate, part
 from opd.errors import RecipeError
@@ -61,6 +64,9 @@ class Model:
     lora: LoRA | None = None
     """None trains every weight."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the decoder layers when they are first used, once a run; their attention stays out.
+    """
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; None leaves the template's default."""
 
@@ -77,6 +83,8 @@ class Model:
         silence_dropout(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            compile_layers(model, device)
         if self.lora is None:
             return model.train()
         model.enable_input_require_grads()
@@ -119,6 +127,34 @@ def load_causal(path: str, *, dtype: torch.dtype, attention: Backend = "sdpa") -
                 f"model.path: {path} scales its logits ({scaling}), not supported here"
             )
     return model
+
+
+def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compile each decoder layer of `model` in place, for rows of any length.
+
+    Parameters keep their names and copies start uncompiled. Raises RecipeError when `device` has
+    no compiler, or the model no layers of the usual kind.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise RecipeError(
+            "model.compile: there is no C++ compiler, which the CPU needs; install g++ or set "
+            "model.compile=false"
+        )
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise RecipeError(
+            "model.compile: a GPU needs the package triton, which is not installed; pip install "
+            "triton or set model.compile=false"
+        )
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise RecipeError(
+            f"model.compile: {type(model).__name__} has no layers that are known to compile; set "
+            "model.compile=false"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def context_length(path: str) -> int:

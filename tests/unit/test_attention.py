@@ -369,9 +369,12 @@ def test_a_backend_that_drops_the_cap_is_refused(
         refuse_unfaithful(backend, model)
 
 
-def test_refusals_reach_whoever_opens_a_model(tiny_model_dir: Path) -> None:
+def test_refusals_reach_whoever_opens_a_model(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="needs a CUDA device"):
         Model(path=str(tiny_model_dir), dtype="bfloat16", attention="varlen").open(CPU)
+    tiny("gemma2", SEGMENTED).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="cannot cap attention logits"):
+        load_causal(str(tmp_path), dtype=torch.bfloat16, attention="varlen")
 
 
 SHAPE_WITHOUT_HEADS = {name: value for name, value in SHAPE.items() if name != "head_dim"}
