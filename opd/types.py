@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -89,10 +91,18 @@ class Head:
             return logits
         return self.softcap * (logits / self.softcap).tanh()
 
+    def score(
+        self, hidden: Tensor, target_ids: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(`[N]` log-prob of `target_ids`, `[N]` entropy), nats, without gradients."""
+        from opd.learner.chunked import score_rows
+
+        return score_rows(hidden, self, target_ids, temperature)
+
 
 @dataclass(frozen=True)
 class Context:
-    """One model input for a batch: whole prompts and responses, and where actions are predicted.
+    """One model input: whole prompts and responses, and where action tokens are predicted.
 
     Rows are right-padded (`boundaries is None`, `R` rows) or packed (`R == 1`, `boundaries` holds
     the cumulative lengths of its segments).
@@ -106,34 +116,54 @@ class Context:
     """`[segments + 1]` int64 or None."""
     predict_at: Tensor
     """`[N]` int64, flat index into `R * L` of the position whose output predicts token n."""
-    present: Tensor
-    """`[N]` bool, False where this context does not exist for the token's sequence."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a teacher thinks of a batch's action tokens, from one pass without gradients.
+    """What a teacher thinks of a batch's action tokens, from a pass without gradients.
 
-    Logits are not kept: `head.logits(hidden[...])` rebuilds them a chunk at a time.
+    Logits are not kept: `head.logits(hidden[...])` rebuilds them a chunk at a time. `logprob` and
+    `entropy` are computed when one of them is first read, with `head` as it is then.
     """
 
     hidden: Tensor
     """`[N, D]`, zeros where the view is absent."""
     head: Head
-    logprob: Tensor
-    """`[N]` nats, of the taken tokens at the sampling temperature."""
-    entropy: Tensor
-    """`[N]` nats, at the sampling temperature."""
     present: Tensor
     """`[N]` bool."""
+    target_ids: Tensor
+    """`[N]` int64, the taken tokens."""
+    temperature: float
+    """At which tokens are sampled."""
+
+    @cached_property
+    def logprob(self) -> Tensor:
+        """`[N]` nats, of the taken tokens at the sampling temperature; 0 where absent."""
+        return self._scored[0]
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """`[N]` nats, at the sampling temperature; 0 where absent."""
+        return self._scored[1]
+
+    @cached_property
+    def _scored(self) -> tuple[Tensor, Tensor]:
+        here = self.present
+        logprob = torch.zeros_like(here, dtype=torch.float32)
+        entropy = torch.zeros_like(logprob)
+        logprob[here], entropy[here] = self.head.score(
+            self.hidden[here], self.target_ids[here], self.temperature
+        )
+        return logprob, entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Everything past the contexts is indexed by action token or by sequence."""
+    """One micro-batch. Everything past the context is indexed by action token or by sequence."""
 
     student: Context
-    views: Mapping[str, Context]
+    members: tuple[int, ...]
+    """`[S]` places of its sequences among the trajectories that were packed."""
     target_ids: Tensor
     """`[N]` int64, the taken tokens."""
     sequence: Tensor
