@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -149,11 +148,8 @@ class Scores:
     @cached_property
     def _scored(self) -> tuple[Tensor, Tensor]:
         here = self.present
-        logprob = torch.zeros_like(here, dtype=torch.float32)
-        entropy = torch.zeros_like(logprob)
-        logprob[here], entropy[here] = self.head.score(
-            self.hidden[here], self.target_ids[here], self.temperature
-        )
+        found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
+        logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
         return logprob, entropy
 
 

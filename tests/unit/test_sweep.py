@@ -196,17 +196,23 @@ def test_a_response_of_one_token_needs_its_prompt_only(tiny_model_dir: Path) -> 
     assert (found[0] - read_alone(model, shared, (5,))).abs().max() < 1e-5
 
 
-def test_passes_stay_within_the_budget_and_pad_little(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("budget", [200, 10_000])
+def test_passes_stay_within_the_budget_and_pad_little(tiny_model_dir: Path, budget: int) -> None:
     model, random = open_student(tiny_model_dir).model, Random(4)
     prompts = [p for count in (10, 12) for p in [ids(random, count)] * 9]
     responses = [ids(random, 2 + n % 9 * 4) for n in range(18)]
     with embedded(model) as shapes:
-        swept(model, prompts, responses, tokens_per_batch=200)
+        swept(model, prompts, responses, tokens_per_batch=budget)
     reading, following = shapes[:1], shapes[1:]
-    assert reading == [(2, 12)] and len(following) > 3
-    assert all(rows * (12 + width) <= 200 or rows == 1 for rows, width in following)
+    assert reading == [(2, 12)] and len(following) > 2
+    assert all(rows * (12 + width) <= budget or rows == 1 for rows, width in following)
     real = sum(len(response) - 1 for response in responses)
     assert real <= sum(rows * width for rows, width in following) <= real / 0.75
+    with embedded(model) as shapes, unshared():
+        swept(model, prompts, responses, tokens_per_batch=budget)
+    assert all(rows * width <= budget for rows, width in shapes)
+    real = sum(map(len, prompts)) + sum(map(len, responses))
+    assert real <= sum(rows * width for rows, width in shapes) <= real / 0.75
 
 
 def test_a_teacher_may_read_more_at_once_than_the_student(
@@ -218,6 +224,16 @@ def test_a_teacher_may_read_more_at_once_than_the_student(
     with embedded(learner.model) as shapes:
         teacher.score(trajectories, batches, VIEWS, learner)
     assert len(batches) == 9 and max(rows for rows, _ in shapes) >= 3
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_teacher_packs_as_the_student_does(
+    tiny_model_dir: Path, trajectories: list[Trajectory], packing: bool
+) -> None:
+    learner = open_student(tiny_model_dir)
+    with embedded(learner.model) as shapes, unshared():
+        scored(teach(Live()), trajectories, learner, packing=packing)
+    assert ({rows for rows, _ in shapes} == {1}) is packing
 
 
 @pytest.mark.parametrize("weights", [Live, Frozen, partial(EMA, decay=0.7)])
