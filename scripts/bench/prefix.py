@@ -2,7 +2,7 @@
 
 Both ways are those of `opd.teacher.sweep`, on a random Qwen3 in float32 with one thread, and take
 turns in one process. The ratio of seconds is compared with that of the tokens that are read. Exits
-1 when a bar is missed. Takes about two minutes and 3 GiB.
+1 when a bar is missed. Takes about three minutes and 1 GiB.
 
     python scripts/bench/prefix.py
 """
@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from random import Random
 from statistics import median
 
 import torch
-from measure import Bar, Cost, costing, print_bars, print_table, save
+from measure import RESULTS, Bar, Cost, costing, print_bars, print_table, save
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -43,6 +44,7 @@ SEED = 0
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -65,7 +67,11 @@ def main() -> int:
     )
     bars = [bar for row in found for bar in bars_of(row)]
     print_bars(bars)
-    save("prefix", {"seed": SEED, "rounds": options.rounds, "shapes": found}, bars)
+    save(
+        options.results / "prefix.json",
+        {"seed": SEED, "rounds": options.rounds, "shapes": found},
+        bars,
+    )
     return int(any(bar.holds is False for bar in bars))
 
 
@@ -86,28 +92,26 @@ def measured(
 
     turns = [(timed(shared), timed(plain)) for _ in range(1 + rounds)]
     difference = max(
-        float((ours[1][index] - theirs[1][index]).abs().max())
-        for ours, theirs in turns
+        float((found[index] - expected[index]).abs().max())
+        for (_, found), (_, expected) in turns
         for index in range(RESPONSES)
     )
-    seconds = [median(cost.seconds for cost, _ in way) for way in zip(*turns[1:], strict=True)]
-    peaks = [median(cost.peak_mib for cost, _ in way) for way in zip(*turns[1:], strict=True)]
-    tokens = (
-        RESPONSES
-        * (prompt_tokens + response_tokens)
-        / (prompt_tokens + RESPONSES * response_tokens)
-    )
+    ours, theirs = ([turn[way][0] for turn in turns[1:]] for way in (0, 1))
+    seconds = median(cost.seconds for cost in ours), median(cost.seconds for cost in theirs)
+    read = prompt_tokens + RESPONSES * response_tokens
+    token_ratio = RESPONSES * (prompt_tokens + response_tokens) / read
+    time_ratio = seconds[1] / seconds[0]
     return {
         "responses": RESPONSES,
         "prompt": prompt_tokens,
         "response": response_tokens,
         "shared_seconds": seconds[0],
         "plain_seconds": seconds[1],
-        "shared_peak_mib": peaks[0],
-        "plain_peak_mib": peaks[1],
-        "token_ratio": tokens,
-        "time_ratio": seconds[1] / seconds[0],
-        "quotient": seconds[1] / seconds[0] / tokens,
+        "shared_peak_mib": median(cost.peak_mib for cost in ours),
+        "plain_peak_mib": median(cost.peak_mib for cost in theirs),
+        "token_ratio": token_ratio,
+        "time_ratio": time_ratio,
+        "quotient": time_ratio / token_ratio,
         "largest_difference": difference,
     }
 
