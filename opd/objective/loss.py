@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.head import taken
 from opd.objective.clip import Clip, clipped
 from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
+from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.types import Batch, Scores
 
@@ -41,14 +43,14 @@ class RowLoss(Loss):
     @abstractmethod
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        """Losses `[n]` and metrics from the student's logits `[n, V]` of any float type, the taken
-        tokens `[n]`, their log-probs `[n]` when they were sampled, and each view's logits `[n, V]`.
-        Gradients flow to the student only."""
+        """Losses `[n]` and metrics from the student's logits `[n, V]`, the taken tokens `[n]`,
+        their log-probs `[n]` when they were sampled, and each view's logits `[n, V]`. Gradients
+        flow to the student only. Rows must not depend on each other: they come a few at a time."""
 
 
 class TokenLoss(Loss):
@@ -59,7 +61,8 @@ class TokenLoss(Loss):
         self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
-        temperature, with gradients)."""
+        temperature, with gradients). Tokens must not depend on each other: they come a few at a
+        time, `batch` and `scores` cut to the same ones."""
 
 
 @part
@@ -86,17 +89,16 @@ class Distill(RowLoss):
 
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        student = log_probs(logits, self.temperature)
-        teacher = log_probs(teachers[self.view].detach(), self.temperature)
-        compared = self.support(student, teacher)
+        compared = self.support(student, teachers[self.view], self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
-            loss = loss * self.correction(taken(student, target_ids), sampled_logprob)
+            logprob = taken(student.measured(self.temperature), target_ids)
+            loss = loss * self.correction(logprob, sampled_logprob)
         return loss, {"clipped": share} if self.clip != "none" else {}
 
 
@@ -110,12 +112,12 @@ class Likelihood(RowLoss):
 
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        return -taken(log_probs(logits, 1.0), target_ids), {}
+        return -taken(student.log_probs(1.0), target_ids), {}
 
 
 @part
@@ -170,13 +172,3 @@ class PolicyGradient(TokenLoss):
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
         return loss, {"clipped": (bounded < free).detach().float()}
-
-
-def log_probs(logits: Tensor, temperature: float) -> Tensor:
-    """Log-softmax `[n, V]` in float32 of logits `[n, V]` of any float type over `temperature`."""
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
-
-
-def taken(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """The entries `[n]` of `[n, V]` that belong to `ids` `[n]`."""
-    return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
