@@ -6,27 +6,27 @@ A peer that does not import is skipped by name, and so is what no time is left f
 bar is missed or something of ours fails.
 
     python scripts/bench/gpu.py
-    python scripts/bench/gpu.py --device cpu --shapes tiny --to FILE  # a trial: no figures
+    TRITON_INTERPRET=1 python scripts/bench/gpu.py --device cpu --shapes tiny --to FILE  # a trial
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import math
+import os
 import random
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div, linear, log_softmax
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from opd import product
+from opd.head import chunk_size
 from opd.learner import row_kernel
 from opd.learner.batch import pack, to_device
 from opd.learner.chunked import linear_divergence
@@ -56,7 +58,6 @@ GIB = 2**30
 PEAK_FLOPS = 989e12
 """bfloat16, dense, of an H100 or H200 by its datasheet: what utilisation is given as a share of."""
 LIBRARIES = ("torch", "triton", "transformers", "peft", "trl", "liger-kernel")
-REPEATS, WARM_UPS = 20, 5
 LONGEST_MEASUREMENT = 1.5
 """Seconds after which a case is not repeated further."""
 LOGIT_DEVIATION = 4.0
@@ -117,6 +118,8 @@ class Shapes:
     response: tuple[int, int]
     """Shortest and longest."""
     minutes: float
+    repeats: int
+    """Of which the median is told, after a quarter as many that are not."""
 
 
 SHAPES = {
@@ -138,13 +141,14 @@ SHAPES = {
         teacher_prompt=2048,
         response=(2048, 4096),
         minutes=9.5,
+        repeats=20,
     ),
     "tiny": Shapes(
         vocabulary=512,
         widths=(32,),
-        rows=(64, 32),
-        middle=64,
-        chunks=(16, 64),
+        rows=(8,),
+        middle=8,
+        chunks=(4, 8),
         blocks=((1024, 4, 1),),
         product=64,
         copied_bytes=10**6,
@@ -154,6 +158,7 @@ SHAPES = {
         teacher_prompt=9,
         response=(3, 6),
         minutes=2.0,
+        repeats=1,
     ),
 }
 
@@ -166,9 +171,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "bench: no CUDA device is here; run it where there is one, or try the script itself "
-            "with --device cpu --shapes tiny --to FILE"
+            "gpu: no CUDA device is here; run it where there is one, or try the script itself with "
+            "TRITON_INTERPRET=1 and --device cpu --shapes tiny --to FILE"
         )
+    if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise SystemExit("gpu: on a CPU the kernel needs TRITON_INTERPRET=1 in the environment")
     torch.manual_seed(0)
     bench = Bench(torch.device(options.device), SHAPES[options.shapes])
     bars = bench.run()
@@ -198,8 +205,9 @@ class Cost:
 class Device:
     """A clock and a memory gauge; on a CPU the gauge reads nothing."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
+        self.repeats = repeats
         self.is_cuda = device.type == "cuda"
 
     def synchronize(self) -> None:
@@ -229,7 +237,7 @@ class Device:
         return first.elapsed_time(last)
 
     def cost(self, call: Callable[[], object], leaves: Sequence[Tensor] = ()) -> Cost:
-        """The median of 20 calls after 5, of fewer where they take long; `leaves` lose their
+        """The median of `repeats` calls, of fewer where they take long; `leaves` lose their
         gradients before each."""
 
         def fresh() -> None:
@@ -237,13 +245,13 @@ class Device:
                 leaf.grad = None
 
         fresh()
+        # The first compiles; the second says how many there is time for.
         self.once(call)
         fresh()
-        spent = self.once(call) / 1e3
-        fits = int(LONGEST_MEASUREMENT / max(spent, 1e-6))
-        repeats = max(3, min(REPEATS, fits))
+        fits = int(1e3 * LONGEST_MEASUREMENT / max(self.once(call), 1e-3))
+        repeats = min(self.repeats, max(3, fits))
         times: list[float] = []
-        for _ in range(min(WARM_UPS, repeats) + repeats):
+        for _ in range(repeats // 4 + repeats):
             fresh()
             times.append(self.once(call))
         fresh()
@@ -279,7 +287,7 @@ class Bench:
     """All sections, in order, and what they found."""
 
     def __init__(self, device: torch.device, shapes: Shapes) -> None:
-        self.device = Device(device)
+        self.device = Device(device, shapes.repeats)
         self.shapes = shapes
         self.clock = Clock(time.monotonic() + 60 * shapes.minutes)
         self.found: dict[str, Any] = {}
@@ -316,7 +324,8 @@ class Bench:
     def describe(self) -> dict[str, object]:
         """The device and the libraries that decide the numbers."""
         name = torch.cuda.get_device_name() if self.device.is_cuda else "cpu"
-        return {"device": name, **{library: installed(library) for library in LIBRARIES}}
+        libraries = {library: installed(library) for library in LIBRARIES}
+        return {"device": name, "threads": torch.get_num_threads(), "seed": 0, **libraries}
 
     # Ceilings
 
@@ -324,8 +333,8 @@ class Bench:
         """A large product and a large copy: what the rest is held against."""
         size = self.shapes.product
         first, second = (self.normal(size, size).bfloat16() for _ in range(2))
-        product = self.device.cost(lambda: first @ second)
-        self.flops = 2 * size**3 / product.milliseconds * 1e3
+        multiplied = self.device.cost(lambda: first @ second)
+        self.flops = 2 * size**3 / multiplied.milliseconds * 1e3
         source = self.normal(self.shapes.copied_bytes // 4)
         target = torch.empty_like(source)
         copied = self.device.cost(lambda: target.copy_(source))
@@ -465,10 +474,10 @@ class Bench:
         width = self.shapes.widths[0]
         problem = self.problem(self.shapes.middle, width)
         leaves = [tensor for tensor in problem if tensor.requires_grad]
-        for name in OURS:
+        for name, make in OURS.items():
             for rows in self.shapes.chunks:
                 title = f"D={width} {name} chunks of {rows}"
-                loss = opd(name, "reverse_kl", rows)
+                loss = make("reverse_kl", rows)
                 if self.clock.allows(title, keep=keep):
                     cost = self.guarded(
                         name,
@@ -553,7 +562,7 @@ class Bench:
             for name, shape in self.shapes.models.items():
                 self.save_model(Path(folder) / name, shape)
             self.against_trl(Path(folder), table)
-            for layout, lora, name in product(layouts, (False, True), self.shapes.models):
+            for layout, lora, name in itertools.product(layouts, (False, True), self.shapes.models):
                 title = f"{name} {'LoRA' if lora else 'full'}, {layout}"
                 if self.clock.allows(title, keep=keep + 20):
                     self.device.clear()
@@ -667,14 +676,13 @@ class Bench:
                     pad_id=0,
                 )
             ]
-            learner.update(batches, teacher.score(trajectories, batches, ("view",), learner), 0)
+            learner.update(batches, teacher.score(batches, ("view",), learner), 0)
 
-        with rows_by("opd triton" if cuda else "opd torch"):
-            call()
-            self.device.synchronize()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            seconds = statistics.median(self.device.once(call) / 1e3 for _ in range(3))
+        call()
+        self.device.synchronize()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median(self.device.once(call) / 1e3 for _ in range(3))
         tokens = sum(len(response) for _, _, response in rows)
         flops = self.step_flops(shape, rows, lora=lora, is_shared=is_shared)
         return {
@@ -938,27 +946,124 @@ def liger_chunked(divergence: str) -> Loss:
     return loss
 
 
-@contextmanager
-def rows_by(name: str) -> Iterator[None]:
-    """Let one of `OURS` compute the rows."""
-    yield
-
-
-def opd(name: str, divergence: str, chunk_tokens: int | None = None) -> Loss:
+def opd(divergence: str, chunk_tokens: int | None = None) -> Loss:
+    """As it ships."""
     part = DIVERGENCES[divergence][0]
 
     def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
         weights = torch.full((len(student),), 1 / len(student), device=student.device)
-        with rows_by(name):
-            total, _ = linear_divergence(
-                *(student, head, teacher, head, part), weights=weights, chunk_tokens=chunk_tokens
-            )
+        total, _ = linear_divergence(
+            *(student, head, teacher, head, part), weights=weights, chunk_tokens=chunk_tokens
+        )
         return total
 
     return loss
 
 
-OURS = ("opd torch", "opd triton")
+def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
+    """The same chunks, their rows by what torch.compile makes of the plain formula."""
+    return chunked(divergence, compiled_rows, chunk_tokens)
+
+
+def opd_kernel(divergence: str, chunk_tokens: int | None = None) -> Loss:
+    """The same chunks, their rows by the Triton kernel."""
+    return chunked(divergence, kernel_rows, chunk_tokens)
+
+
+Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
+"""The student's scores `[c, V]`, the teacher's less these, the divergence and what scales it, to
+the sum of the scaled divergences and its gradient in the student's scores."""
+
+
+def chunked(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
+    """The products of `opd.learner.chunked` and nothing else, around `rows_of`."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
+            size = chunk_tokens or chunk_size(head.shape[0], head.device)
+            scale, total = 1 / len(student), student.new_zeros((), dtype=torch.float32)
+            dh = torch.empty_like(student)
+            dw = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+            for start in range(0, len(student), size):
+                rows, shown = student[start : start + size], teacher[start : start + size]
+                apart = (shown.float() - rows.float()).to(head.dtype)
+                scores = product.scores(rows, head, None, rounds=False)
+                difference = product.scores(apart, head, None, rounds=True)
+                value, gradient = rows_of(scores, difference, divergence, scale)
+                total += value
+                pull = gradient.to(head.dtype)
+                wide = torch.zeros_like(rows, dtype=torch.float32)
+                product.add_rows_gradient(wide, pull, head)
+                dh[start : start + size] = wide
+                if dw is not None:
+                    product.add_weight_gradient(dw, pull, rows)
+            ctx.found = dh, None if dw is None else dw.to(head.dtype)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+            dh, dw = ctx.found
+            del ctx.found
+            return dh.mul_(pull), None if dw is None else dw.mul_(pull), None
+
+    return lambda *problem: Fused.apply(*problem)  # pyright: ignore
+
+
+def kernel_rows(
+    scores: Tensor, difference: Tensor, divergence: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    part = DIVERGENCES[divergence][0]
+    ids = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    statistics = row_kernel.measure(
+        scores, difference, ids, part, 1.0, difference=True, softcap=None
+    )
+    scales = scores.new_full((len(scores),), scale)
+    row_kernel.pull_(
+        *(scores, difference, ids, statistics, part, 1.0),
+        difference=True,
+        softcap=None,
+        divergence_scale=scales,
+        taken_scale=scales * 0,
+    )
+    return statistics.divergence.sum() * scale, scores
+
+
+def compiled_rows(
+    scores: Tensor, difference: Tensor, divergence: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    value, gradient = plain_rows_compiled()(scores, difference, divergence)
+    return value * scale, gradient * scale
+
+
+@cache
+def plain_rows_compiled() -> Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]:
+    backend = "inductor" if torch.cuda.is_available() else "eager"
+    return torch.compile(plain_rows, dynamic=True, backend=backend)
+
+
+def plain_rows(scores: Tensor, difference: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
+    """The sum of the divergences and its gradient, as one would write them."""
+    log_p, apart = log_softmax(scores, -1), difference.float()
+    p = log_p.exp()
+    # log q - log p; the logarithm of one plus the mean keeps the digits of a small difference.
+    apart = apart - (p * apart.expm1()).sum(-1, keepdim=True).log1p()
+    q = p * apart.exp()
+    if divergence == "forward_kl":
+        return (q * apart).sum(), p - q
+    if divergence == "reverse_kl":
+        value = -(p * apart).sum(-1, keepdim=True)
+        return value.sum(), p * (-apart - value)
+    mixture = torch.log1p(apart.expm1() / 2)
+    own = -(p * mixture).sum(-1, keepdim=True)
+    return ((q * (apart - mixture)).sum() + own.sum()) / 2, p * (-mixture - own) / 2
+
+
+OURS: Mapping[str, Callable[..., Loss]] = {
+    "opd": opd,
+    "opd kernel": opd_kernel,
+    "opd compiled": opd_compiled,
+}
 PEERS: Mapping[str, Any] = {
     "trl": trl,
     "liger": liger,
@@ -968,7 +1073,7 @@ PEERS: Mapping[str, Any] = {
 }
 LOSSES = tuple(name for name in PEERS if name != "SDFT")
 IMPLEMENTATIONS: Mapping[str, Make] = {
-    **{name: partial(opd, name) for name in OURS},
+    **OURS,
     **{name: PEERS[name] for name in LOSSES},
 }
 
