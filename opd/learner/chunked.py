@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from opd import product
 from opd.head import Head, at_least_single, chunk_size
@@ -260,6 +259,15 @@ def pulled(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
     return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
 
 
+def refuse_second_order() -> None:
+    """Raise RuntimeError where a graph of the backward is asked for: there would be none."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the loss has no second derivative: its gradient is computed without a graph; "
+            "differentiate it without create_graph"
+        )
+
+
 class _Fused(torch.autograd.Function):
     """The sum of a pass's values; gradients are ready when the forward ends."""
 
@@ -271,8 +279,8 @@ class _Fused(torch.autograd.Function):
         return values.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_second_order()
         found: Gradients | None = ctx.gradients
         if found is None:
             raise RuntimeError(
@@ -300,8 +308,8 @@ class _Recomputed(torch.autograd.Function):
         return work.run(hidden, None, (False, False, False))[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_second_order()
         (hidden,) = ctx.saved_tensors
         _, found = ctx.work.run(hidden, pull, ctx.needs_input_grad[:3])
         return found.hidden, found.weight, found.bias, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opd.config import part
 from opd.head import taken
-from opd.objective.clip import Clip, clipped
+from opd.objective.clip import Clip, clipped, clipped_rows
 from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
@@ -37,8 +37,29 @@ class Loss(ABC):
         """The teacher views that it reads."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Whole rows of the student against whole rows of one view: what a kernel can compute."""
+
+    view: str
+    divergence: Divergence
+    temperature: float
+
+
 class RowLoss(Loss):
     """A loss of whole next-token distributions."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What the loss is a function of, beside the taken tokens' log-probs, if that is all."""
+        return None
+
+    def of_distance(
+        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
+    ) -> tuple[Tensor, Observed]:
+        """What `rows` yields, from the divergences `[n]` that `comparison` names (nats, with
+        gradients) and the taken tokens' log-probs `[n]`."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
     @abstractmethod
     def rows(
@@ -99,7 +120,24 @@ class Distill(RowLoss):
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
-        return loss, {"clipped": share} if self.clip != "none" else {}
+        return loss, self._observed(share)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        if not isinstance(self.support, Full) or self.clip in ("entry_nonneg", "entry_raw"):
+            return None
+        return Comparison(self.view, self.divergence, self.temperature)
+
+    def of_distance(
+        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
+    ) -> tuple[Tensor, Observed]:
+        loss, share = clipped_rows(distance, self.clip, self.clip_at)
+        if self.correction is not None:
+            loss = loss * self.correction(logprob, sampled_logprob)
+        return loss, self._observed(share)
+
+    def _observed(self, share: Tensor) -> Observed:
+        return {"clipped": share} if self.clip != "none" else {}
 
 
 @part

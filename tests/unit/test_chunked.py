@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -53,12 +54,12 @@ class Case:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.hidden = draw(ROWS, WIDTH)
-        self.weight = draw(VOCABULARY, WIDTH)
-        self.bias = draw(VOCABULARY)
+        self.weight = draw(VOCABULARY, WIDTH) / 3
+        self.bias = draw(VOCABULARY) / 3
         self.shared = shared
         self.softcap = softcap
         self.shown = self.hidden + draw(ROWS, WIDTH) / 2 if shared else draw(ROWS, TEACHER_WIDTH)
-        self.theirs = draw(VOCABULARY, TEACHER_WIDTH)
+        self.theirs = draw(VOCABULARY, TEACHER_WIDTH) / 3
         self.weights = torch.rand(ROWS, generator=generator, dtype=torch.float64)
         self.weights[-2:] = 0
         # Excluded on both sides: neither a value nor a gradient may come of them.
@@ -199,28 +200,27 @@ def assert_same(
         assert (ours - reference).abs().max() <= error * reference.abs().max() + error * 1e-3
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one head", "two heads"])
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("clip", get_args(Clip))
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
 def test_gradients_are_those_of_autograd(
-    divergence: Divergence, support: Support, clip: Clip, temperature: float, shared: bool
+    divergence: Divergence, support: Support, clip: Clip
 ) -> None:
-    case = Case(shared=shared)
-    choice = divergence, support, clip, temperature
-    reference = by_definition(case, *choice)
-    assert_same(ours(case, torch.float64, *choice), reference, 1e-9)
-    assert_same(ours(case, torch.float32, *choice), reference, 1e-5)
+    for shared, temperature in product((True, False), (1.0, 1.7)):
+        case = Case(shared=shared)
+        choice = divergence, support, clip, temperature
+        reference = by_definition(case, *choice)
+        assert_same(ours(case, torch.float64, *choice), reference, 1e-9)
+        assert_same(ours(case, torch.float32, *choice), reference, 1e-5)
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
-def test_a_soft_cap(divergence: Divergence, support: Support, shared: bool) -> None:
-    case = Case(shared=shared, softcap=2.0)
-    choice = divergence, support, "none", 1.3
-    assert_same(ours(case, torch.float64, *choice), by_definition(case, *choice), 1e-9)
+def test_a_soft_cap(divergence: Divergence, support: Support) -> None:
+    for shared in (True, False):
+        case = Case(shared=shared, softcap=2.0)
+        choice = divergence, support, "none", 1.3
+        assert_same(ours(case, torch.float64, *choice), by_definition(case, *choice), 1e-9)
 
 
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
@@ -295,9 +295,8 @@ def test_it_cannot_be_differentiated_twice() -> None:
     case = Case(shared=True)
     hidden, head, shown, theirs = case.sides(torch.float64)
     total, _ = linear_divergence(hidden, head, shown, theirs, JSD())
-    (first,) = torch.autograd.grad(total, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(total, hidden, create_graph=True)
     total, _ = linear_divergence(hidden, head, shown, theirs, JSD())
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated before"):
@@ -308,9 +307,10 @@ def test_the_gradient_of_the_head_is_adopted_not_copied() -> None:
     case = Case(shared=True)
     hidden, head, shown, theirs = case.sides(torch.float32)
     total, _ = linear_divergence(hidden, head, shown, theirs, JSD())
-    given = total.grad_fn.gradients.weight  # pyright: ignore
+    # An address, not a reference: a tensor that somebody else holds would be copied.
+    given = total.grad_fn.gradients.weight.data_ptr()  # pyright: ignore
     total.backward()
-    assert head.weight.grad is not None and head.weight.grad.data_ptr() == given.data_ptr()
+    assert head.weight.grad is not None and head.weight.grad.data_ptr() == given
 
 
 def test_vocabularies_padded_unlike_are_compared_where_both_have_entries() -> None:
@@ -334,7 +334,7 @@ def test_vocabularies_padded_unlike_are_compared_where_both_have_entries() -> No
 def test_half_precision_keeps_the_signal_of_models_that_nearly_agree(
     divergence: Divergence,
 ) -> None:
-    """At 5e-4 nats bfloat16 logits on both sides lose 40 % of the gradient (arXiv-free: ours)."""
+    """At 5e-4 nats bfloat16 logits on both sides lose 40 % of the gradient."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(64, 128, generator=generator).bfloat16()
     weight = (torch.randn(4096, 128, generator=generator) / 5).bfloat16()
