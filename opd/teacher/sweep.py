@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
+from opd.learner.attention import IMPLEMENTATIONS
 from opd.learner.batch import Ids, build_context, context_to, fill, padded_rows, positions
 from opd.learner.model import Causal, causal_of, hidden_states
 
@@ -170,9 +171,8 @@ def reading_in_parts(model: Causal) -> Iterator[None]:
     """What a model needs to keep keys and to see through a mask; all is put back at the end."""
     causal = causal_of(model)
     attention, training = causal.config._attn_implementation, causal.training
-    if attention == "flash_attention_2":
-        # It takes no mask of four dimensions.
-        causal.config._attn_implementation = "sdpa"
+    # No other attention takes a mask of four dimensions.
+    causal.config._attn_implementation = IMPLEMENTATIONS["sdpa"]
     # In training mode gradient checkpointing drops all keys; dropout is 0 in either mode.
     nn.Module.eval(causal)
     try:
