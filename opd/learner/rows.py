@@ -33,6 +33,8 @@ class Rows:
     """`[N]` for each loss, 0 where nothing counts."""
     observed: Mapping[str, Mapping[str, Tensor]]
     """What each loss reports of itself, name to `[N]`."""
+    counts: Tensor
+    """`[N]` bool, where some loss counts."""
     teachers: Mapping[str, tuple[Tensor, Tensor]]
     """`[N]` log-prob of the taken tokens and `[N]` entropy, nats, of the views that some loss has
     read whole; 0 where nothing counts."""
@@ -149,6 +151,7 @@ def student_rows(
         entropy=student.get("entropy", columns.nothing),
         losses={name: losses_found.get(name, columns.nothing) for name in losses},
         observed={name: columns.of(f"observed by {name}") for name in losses},
+        counts=counts,
         teachers={
             view: (found["logprob"], found["entropy"])
             for view in teachers

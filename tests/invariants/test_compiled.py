@@ -49,8 +49,9 @@ def graphs() -> int:
 def update(learner: Learner, weights: TeacherWeights, budget: int = 999) -> None:
     """One step on packed rows of what `weights` teach; the gradients are left for a look."""
     teacher = Teacher(weights=weights, views={"solution": Plain()})
-    batches = pack(draw_trajectories(), tokens_per_batch=budget, packing=True, pad_id=0)
-    learner.update(batches, teacher.score(batches, ("solution",), learner), 0)
+    drawn = draw_trajectories()
+    batches = pack(drawn, tokens_per_batch=budget, packing=True, pad_id=0)
+    learner.update(batches, teacher.score(drawn, batches, ("solution",), learner), 0)
 
 
 def first_gradients(
