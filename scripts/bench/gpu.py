@@ -24,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -199,7 +199,8 @@ class Cost:
     """The median."""
     repeats: int
     working_set_gib: float | None
-    """Most memory during a call less that before it, and less the gradients that it leaves."""
+    """Most memory during a call less that before it; of a loss, also less what any must keep: the
+    rows' gradient and the head's in float32."""
 
 
 class Device:
@@ -255,17 +256,15 @@ class Device:
             fresh()
             times.append(self.once(call))
         fresh()
-        return Cost(statistics.median(times[-repeats:]), repeats, self.working_set(call, leaves))
+        return Cost(statistics.median(times[-repeats:]), repeats, self.working_set(call))
 
-    def working_set(self, call: Callable[[], object], leaves: Sequence[Tensor]) -> float | None:
+    def working_set(self, call: Callable[[], object]) -> float | None:
         if not self.is_cuda:
             return None
         base = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        peak = torch.cuda.max_memory_allocated() - base
-        kept = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
-        return (peak - kept) / GIB
+        return (torch.cuda.max_memory_allocated() - base) / GIB
 
 
 @dataclass
@@ -369,9 +368,8 @@ class Bench:
             ("", *columns),
             [(n, *(number(row.get(c), ".1e") for c in columns)) for n, row in table.items()],
         )
-        for name in OURS:
-            value = table.get(name, {}).get("near reverse_kl")
-            self.bars.append(Bar(f"bf16 dh error near the student: {name}", value, 0.02))
+        value = table.get("opd", {}).get("near reverse_kl")
+        self.bars.append(Bar("bf16 dh error near the student: opd", value, 0.02))
 
     def exact(self, problem: Problem, divergence: str) -> Tensor:
         """The gradient of the mean divergence in the student states, in float64."""
@@ -417,7 +415,11 @@ class Bench:
 
     def loss_cost(self, make: Make, case: Case, problem: Problem, leaves: Sequence[Tensor]) -> Cost:
         loss = make(case.divergence)
-        return self.device.cost(lambda: loss(*problem).backward(), leaves)
+        cost = self.device.cost(lambda: loss(*problem).backward(), leaves)
+        if cost.working_set_gib is None:
+            return cost
+        kept = problem[0].nbytes + 4 * problem[1].numel() * problem[1].requires_grad
+        return replace(cost, working_set_gib=cost.working_set_gib - kept / GIB)
 
     def naive_gib(self, case: Case) -> float:
         """Tables that full logits hold at once, by measurement elsewhere."""
@@ -448,12 +450,12 @@ class Bench:
         )
 
     def judge_losses(self, found: Mapping[Case, Mapping[str, Cost]]) -> None:
-        """At the middle number of rows, trainable head."""
+        """What ships, at the middle number of rows and with a trainable head."""
         for width in self.shapes.widths:
             for divergence, limit in (("reverse_kl", 0.75), ("jsd", 0.60)):
                 case = Case(width, self.shapes.middle, divergence, False)
                 costs = found[case]
-                ours = best(costs)
+                ours = costs["opd"].milliseconds if "opd" in costs else None
                 title = f"D={width} {divergence}"
                 if width >= 2048 or not self.device.is_cuda:
                     bar = ratio(ours, self.floor(case))
@@ -461,10 +463,9 @@ class Bench:
                 theirs = costs["trl"].milliseconds if "trl" in costs else None
                 self.bars.append(Bar(f"{title}: opd over TRL", ratio(ours, theirs), limit))
         sets = [
-            cost.working_set_gib
+            costs["opd"].working_set_gib
             for costs in found.values()
-            for name, cost in costs.items()
-            if name in OURS and cost.working_set_gib is not None
+            if "opd" in costs and costs["opd"].working_set_gib is not None
         ]
         self.bars.append(Bar("opd's largest working set, GiB", max(sets, default=None), 1.5))
 
@@ -676,7 +677,7 @@ class Bench:
                     pad_id=0,
                 )
             ]
-            learner.update(batches, teacher.score(batches, ("view",), learner), 0)
+            learner.update(batches, teacher.score(trajectories, batches, ("view",), learner), 0)
 
         call()
         self.device.synchronize()
@@ -821,6 +822,8 @@ def sdft(path: Path, rows: Rows, device: Device) -> dict[str, Any]:
             ),
             callbacks=[Timed()],
         )
+        if device.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
         trainer.train()
     median = statistics.median(seconds[1:])
     return {
@@ -1076,11 +1079,6 @@ IMPLEMENTATIONS: Mapping[str, Make] = {
     **OURS,
     **{name: PEERS[name] for name in LOSSES},
 }
-
-
-def best(costs: Mapping[str, Cost]) -> float | None:
-    """The fewest milliseconds of any of ours."""
-    return min((costs[name].milliseconds for name in OURS if name in costs), default=None)
 
 
 def costs_of(costs: Mapping[str, Cost]) -> dict[str, object]:

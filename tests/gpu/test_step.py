@@ -40,10 +40,11 @@ def step(folder: Path, divergence: Divergence, clip: str, *, cpu: bool) -> dict[
     assert accelerator.device.type == ("cpu" if cpu else "cuda")
     loss = Distill(view="solution", divergence=divergence, clip=clip, temperature=1.3)  # pyright: ignore
     learner = open_student(folder, {"distil": Term(loss=loss)}, accelerator=accelerator)
-    packed = pack(draw_trajectories(), tokens_per_batch=64, packing=False, pad_id=0)
+    trajectories = draw_trajectories()
+    packed = pack(trajectories, tokens_per_batch=64, packing=False, pad_id=0)
     batches = [to_device(batch, accelerator.device) for batch in packed]
     teacher = Teacher(weights=Live(), views={})
-    learner.update(batches, teacher.score(batches, ("solution",), learner), 0)
+    learner.update(batches, teacher.score(trajectories, batches, ("solution",), learner), 0)
     return {name: gradient.cpu() for name, gradient in gradients(learner).items()}
 
 
