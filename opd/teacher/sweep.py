@@ -167,14 +167,18 @@ class Behind(DynamicLayer):
 
 @contextmanager
 def reading_in_parts(model: Causal) -> Iterator[None]:
-    """Attention that takes a mask, which flash kernels do not, and keys that are kept, which
-    gradient checkpointing drops while a model is in training mode; dropout is 0 in either mode."""
+    """What a model needs to keep keys and to see through a mask; all is put back at the end."""
     causal = causal_of(model)
     attention, training = causal.config._attn_implementation, causal.training
-    causal.config._attn_implementation = "sdpa"
+    if attention == "flash_attention_2":
+        # It takes no mask of four dimensions.
+        causal.config._attn_implementation = "sdpa"
+    # In training mode gradient checkpointing drops all keys; dropout is 0 in either mode.
     nn.Module.eval(causal)
     try:
-        yield
+        # Compiled layers would be compiled again for every place in a cache.
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         nn.Module.train(causal, training)
         causal.config._attn_implementation = attention
