@@ -29,6 +29,7 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
@@ -40,7 +41,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd import product
 from opd.head import chunk_size
-from opd.learner import row_kernel
+from opd.learner import chunked, row_kernel
 from opd.learner.batch import pack, to_device
 from opd.learner.chunked import linear_divergence
 from opd.learner.learner import Learner, Optimizer
@@ -965,12 +966,18 @@ def opd(divergence: str, chunk_tokens: int | None = None) -> Loss:
 
 def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
     """The same chunks, their rows by what torch.compile makes of the plain formula."""
-    return chunked(divergence, compiled_rows, chunk_tokens)
+    return around(divergence, compiled_rows, chunk_tokens)
 
 
-def opd_kernel(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """The same chunks, their rows by the Triton kernel."""
-    return chunked(divergence, kernel_rows, chunk_tokens)
+def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
+    """As it ships where the kernel cannot run."""
+    loss = opd(divergence, chunk_tokens)
+
+    def without_kernel(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
+        with patch.object(chunked, "uses_kernel", lambda *_: False):
+            return loss(student, head, teacher)
+
+    return without_kernel
 
 
 Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
@@ -978,7 +985,7 @@ Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
 the sum of the scaled divergences and its gradient in the student's scores."""
 
 
-def chunked(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
+def around(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
     """The products of `opd.learner.chunked` and nothing else, around `rows_of`."""
 
     class Fused(torch.autograd.Function):
@@ -1013,25 +1020,6 @@ def chunked(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
     return lambda *problem: Fused.apply(*problem)  # pyright: ignore
 
 
-def kernel_rows(
-    scores: Tensor, difference: Tensor, divergence: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    part = DIVERGENCES[divergence][0]
-    ids = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    statistics = row_kernel.measure(
-        scores, difference, ids, part, 1.0, difference=True, softcap=None
-    )
-    scales = scores.new_full((len(scores),), scale)
-    row_kernel.pull_(
-        *(scores, difference, ids, statistics, part, 1.0),
-        difference=True,
-        softcap=None,
-        divergence_scale=scales,
-        taken_scale=scales * 0,
-    )
-    return statistics.divergence.sum() * scale, scores
-
-
 def compiled_rows(
     scores: Tensor, difference: Tensor, divergence: str, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -1064,7 +1052,7 @@ def plain_rows(scores: Tensor, difference: Tensor, divergence: str) -> tuple[Ten
 
 OURS: Mapping[str, Callable[..., Loss]] = {
     "opd": opd,
-    "opd kernel": opd_kernel,
+    "opd torch": opd_torch,
     "opd compiled": opd_compiled,
 }
 PEERS: Mapping[str, Any] = {
