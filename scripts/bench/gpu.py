@@ -24,11 +24,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
@@ -40,7 +41,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd import product
 from opd.head import chunk_size
-from opd.learner import row_kernel
+from opd.learner import chunked, row_kernel
 from opd.learner.batch import pack, to_device
 from opd.learner.chunked import linear_divergence
 from opd.learner.learner import Learner, Optimizer
@@ -199,7 +200,8 @@ class Cost:
     """The median."""
     repeats: int
     working_set_gib: float | None
-    """Most memory during a call less that before it, and less the gradients that it leaves."""
+    """Most memory during a call less that before it; of a loss, also less what any must keep: the
+    rows' gradient and the head's in float32."""
 
 
 class Device:
@@ -255,17 +257,15 @@ class Device:
             fresh()
             times.append(self.once(call))
         fresh()
-        return Cost(statistics.median(times[-repeats:]), repeats, self.working_set(call, leaves))
+        return Cost(statistics.median(times[-repeats:]), repeats, self.working_set(call))
 
-    def working_set(self, call: Callable[[], object], leaves: Sequence[Tensor]) -> float | None:
+    def working_set(self, call: Callable[[], object]) -> float | None:
         if not self.is_cuda:
             return None
         base = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        peak = torch.cuda.max_memory_allocated() - base
-        kept = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
-        return (peak - kept) / GIB
+        return (torch.cuda.max_memory_allocated() - base) / GIB
 
 
 @dataclass
@@ -369,9 +369,8 @@ class Bench:
             ("", *columns),
             [(n, *(number(row.get(c), ".1e") for c in columns)) for n, row in table.items()],
         )
-        for name in OURS:
-            value = table.get(name, {}).get("near reverse_kl")
-            self.bars.append(Bar(f"bf16 dh error near the student: {name}", value, 0.02))
+        value = table.get("opd", {}).get("near reverse_kl")
+        self.bars.append(Bar("bf16 dh error near the student: opd", value, 0.02))
 
     def exact(self, problem: Problem, divergence: str) -> Tensor:
         """The gradient of the mean divergence in the student states, in float64."""
@@ -417,7 +416,11 @@ class Bench:
 
     def loss_cost(self, make: Make, case: Case, problem: Problem, leaves: Sequence[Tensor]) -> Cost:
         loss = make(case.divergence)
-        return self.device.cost(lambda: loss(*problem).backward(), leaves)
+        cost = self.device.cost(lambda: loss(*problem).backward(), leaves)
+        if cost.working_set_gib is None:
+            return cost
+        kept = problem[0].nbytes + 4 * problem[1].numel() * problem[1].requires_grad
+        return replace(cost, working_set_gib=cost.working_set_gib - kept / GIB)
 
     def naive_gib(self, case: Case) -> float:
         """Tables that full logits hold at once, by measurement elsewhere."""
@@ -448,12 +451,12 @@ class Bench:
         )
 
     def judge_losses(self, found: Mapping[Case, Mapping[str, Cost]]) -> None:
-        """At the middle number of rows, trainable head."""
+        """What ships, at the middle number of rows and with a trainable head."""
         for width in self.shapes.widths:
             for divergence, limit in (("reverse_kl", 0.75), ("jsd", 0.60)):
                 case = Case(width, self.shapes.middle, divergence, False)
                 costs = found[case]
-                ours = best(costs)
+                ours = costs["opd"].milliseconds if "opd" in costs else None
                 title = f"D={width} {divergence}"
                 if width >= 2048 or not self.device.is_cuda:
                     bar = ratio(ours, self.floor(case))
@@ -461,10 +464,9 @@ class Bench:
                 theirs = costs["trl"].milliseconds if "trl" in costs else None
                 self.bars.append(Bar(f"{title}: opd over TRL", ratio(ours, theirs), limit))
         sets = [
-            cost.working_set_gib
+            costs["opd"].working_set_gib
             for costs in found.values()
-            for name, cost in costs.items()
-            if name in OURS and cost.working_set_gib is not None
+            if "opd" in costs and costs["opd"].working_set_gib is not None
         ]
         self.bars.append(Bar("opd's largest working set, GiB", max(sets, default=None), 1.5))
 
@@ -676,7 +678,7 @@ class Bench:
                     pad_id=0,
                 )
             ]
-            learner.update(batches, teacher.score(batches, ("view",), learner), 0)
+            learner.update(batches, teacher.score(trajectories, batches, ("view",), learner), 0)
 
         call()
         self.device.synchronize()
@@ -821,6 +823,8 @@ def sdft(path: Path, rows: Rows, device: Device) -> dict[str, Any]:
             ),
             callbacks=[Timed()],
         )
+        if device.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
         trainer.train()
     median = statistics.median(seconds[1:])
     return {
@@ -962,12 +966,18 @@ def opd(divergence: str, chunk_tokens: int | None = None) -> Loss:
 
 def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
     """The same chunks, their rows by what torch.compile makes of the plain formula."""
-    return chunked(divergence, compiled_rows, chunk_tokens)
+    return around(divergence, compiled_rows, chunk_tokens)
 
 
-def opd_kernel(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """The same chunks, their rows by the Triton kernel."""
-    return chunked(divergence, kernel_rows, chunk_tokens)
+def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
+    """As it ships where the kernel cannot run."""
+    loss = opd(divergence, chunk_tokens)
+
+    def without_kernel(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
+        with patch.object(chunked, "uses_kernel", lambda *_: False):
+            return loss(student, head, teacher)
+
+    return without_kernel
 
 
 Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
@@ -975,7 +985,7 @@ Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
 the sum of the scaled divergences and its gradient in the student's scores."""
 
 
-def chunked(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
+def around(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
     """The products of `opd.learner.chunked` and nothing else, around `rows_of`."""
 
     class Fused(torch.autograd.Function):
@@ -1010,25 +1020,6 @@ def chunked(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
     return lambda *problem: Fused.apply(*problem)  # pyright: ignore
 
 
-def kernel_rows(
-    scores: Tensor, difference: Tensor, divergence: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    part = DIVERGENCES[divergence][0]
-    ids = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    statistics = row_kernel.measure(
-        scores, difference, ids, part, 1.0, difference=True, softcap=None
-    )
-    scales = scores.new_full((len(scores),), scale)
-    row_kernel.pull_(
-        *(scores, difference, ids, statistics, part, 1.0),
-        difference=True,
-        softcap=None,
-        divergence_scale=scales,
-        taken_scale=scales * 0,
-    )
-    return statistics.divergence.sum() * scale, scores
-
-
 def compiled_rows(
     scores: Tensor, difference: Tensor, divergence: str, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -1061,7 +1052,7 @@ def plain_rows(scores: Tensor, difference: Tensor, divergence: str) -> tuple[Ten
 
 OURS: Mapping[str, Callable[..., Loss]] = {
     "opd": opd,
-    "opd kernel": opd_kernel,
+    "opd torch": opd_torch,
     "opd compiled": opd_compiled,
 }
 PEERS: Mapping[str, Any] = {
@@ -1076,11 +1067,6 @@ IMPLEMENTATIONS: Mapping[str, Make] = {
     **OURS,
     **{name: PEERS[name] for name in LOSSES},
 }
-
-
-def best(costs: Mapping[str, Cost]) -> float | None:
-    """The fewest milliseconds of any of ours."""
-    return min((costs[name].milliseconds for name in OURS if name in costs), default=None)
 
 
 def costs_of(costs: Mapping[str, Cost]) -> dict[str, object]:
