@@ -8,11 +8,12 @@ input, `P` prompt tokens, `T` response tokens of one rollout. `log_*` and `*logp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
-from torch.nn.functional import linear
+
+from opd.head import Head
 
 Finish = Literal["stop", "length", "abort"]
 Status = Literal["pass", "fail", "no_answer", "no_verdict"]
@@ -71,26 +72,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Head:
-    """A language-model head: what turns hidden states into logits."""
-
-    weight: Tensor
-    """`[V, D]`."""
-    bias: Tensor | None = None
-    """`[V]`."""
-    softcap: float | None = None
-    """Logits become `softcap * tanh(logits / softcap)`."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[n, D]` hidden states to `[n, V]` logits in float32."""
-        bias = None if self.bias is None else self.bias.float()
-        logits = linear(hidden.float(), self.weight.float(), bias)
-        if self.softcap is None:
-            return logits
-        return self.softcap * (logits / self.softcap).tanh()
-
-
-@dataclass(frozen=True)
 class Context:
     """One model input for a batch: whole prompts and responses, and where actions are predicted.
 
@@ -127,6 +108,11 @@ class Scores:
     present: Tensor
     """`[N]` bool."""
 
+    def rows(self, index: Tensor | slice) -> Scores:
+        """The scores of some of the tokens."""
+        names = ("hidden", "logprob", "entropy", "present")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -150,6 +136,11 @@ class Batch:
     """`[S]` in [0, 1]."""
     success: Tensor
     """`[S]` bool."""
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Some of the tokens, of the same sequences and contexts."""
+        names = ("target_ids", "sequence", "position", "sampled_logprob")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     @property
     def tokens(self) -> int:

@@ -28,6 +28,7 @@ def open_student(
     *,
     lora: bool = False,
     gradient_checkpointing: bool = False,
+    compile: bool = False,
     accelerator: Accelerator | None = None,
 ) -> Learner:
     """A learner that starts from the same weights every time."""
@@ -37,6 +38,7 @@ def open_student(
             path=str(folder),
             lora=LoRA(rank=4, alpha=8) if lora else None,
             gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
         ),
         terms or {"distil": distil("solution")},
         Optimizer(learning_rate=Constant(value=1e-3), max_grad_norm=1e9),

@@ -1,114 +1,395 @@
-"""Per-token losses from hidden states, a chunk of tokens at a time: no `[N, V]` tensor ever exists.
+"""Losses from hidden states and heads, a chunk of rows at a time: no `[N, V]` tensor ever exists.
 
-Each chunk's logits are computed in the forward, dropped, and computed again in the backward.
+A chunk's scores become their own gradient in the forward, so that they are computed once: four
+products with a trainable head (student, teacher, rows, weight), three with a frozen one. Where
+student and teacher share the head, the teacher is projected as its difference from the student, so
+that half precision keeps what tells the two apart. Ours.
+
+Legend: `N` rows, `c` rows of a chunk, `b` rows of a block, `K` chosen entries, `V` vocabulary,
+`D` hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
-from torch.utils.checkpoint import checkpoint
 
-from opd.objective.loss import RowLoss
-from opd.types import Batch, Head, Scores
+from opd import product
+from opd.head import Head, at_least_single, chunk_size
+from opd.learner.sides import ShiftedLogits, Side, StudentLogits, TeacherLogits
+from opd.objective.clip import Clip, clipped
+from opd.objective.divergence import Divergence
+from opd.objective.logits import Logits
+from opd.objective.support import Full, Support
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once: 64 MiB in float32."""
+BLOCK_ELEMENTS = 1 << 19
+"""Scores whose losses a CPU computes at once: their tables stay in its cache."""
+
+RowFunction = Callable[[slice, StudentLogits, Mapping[str, Logits]], Tensor]
+"""The rows of a block and both sides' logits to one value a row `[b]`. Called once for each block;
+values of different blocks must not depend on each other."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What one pass over the student's rows yields."""
+class Gradients:
+    """What a sum of values pulls at, where it was asked for."""
 
-    logprob: Tensor
-    """`[N]` nats of the taken tokens at the sampling temperature, with gradient."""
-    entropy: Tensor
-    """`[N]` nats at the sampling temperature, detached."""
-    losses: tuple[Tensor, ...]
-    """`[N]` for each row loss, with gradient."""
-    observed: tuple[Mapping[str, Tensor], ...]
-    """What each row loss reports of itself, name to `[N]`, detached."""
+    hidden: Tensor | None
+    """`[N, D]`."""
+    weight: Tensor | None
+    """`[V, D]`."""
+    bias: Tensor | None
+    """`[V]`."""
 
 
-def chunk_size(vocabulary: int) -> int:
-    """How many rows fit into the memory that a chunk may take."""
-    return max(1, CHUNK_ELEMENTS // vocabulary)
+@dataclass(frozen=True)
+class Work:
+    """Everything about a pass but the student's tensors."""
+
+    head: Head
+    teachers: Mapping[str, tuple[Tensor, Head]]
+    """View to `[N, D']` hidden states and their head."""
+    function: RowFunction
+    chunk_tokens: int | None
+
+    def run(
+        self, hidden: Tensor, pull: Tensor | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, Gradients]:
+        """The values `[N]`, and the gradients of their sum, each times its `pull` `[N]` if given,
+        that are needed of (hidden, weight, bias)."""
+        weight = self.head.weight
+        wide = wide_dtype(hidden)
+        heads = [self.head, *(head for _, head in self.teachers.values())]
+        vocabulary = min(head.weight.shape[0] for head in heads)
+        dtype = product.computing_dtype(weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunks = Chunks(self, hidden, pull, needs, narrowed(self.head, vocabulary, dtype), wide)
+            size = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
+            for start in range(0, hidden.shape[0], size):
+                chunks.take(slice(start, min(start + size, hidden.shape[0])))
+        return chunks.values, chunks.gradients()
 
 
-def taken_and_entropy(
-    logits: Tensor, target_ids: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """(`[n]` log-prob of the taken tokens, `[n]` entropy) of `[n, V]` logits, in nats."""
-    table = log_softmax(logits / temperature, dim=-1)
-    logprob = table.gather(-1, target_ids[:, None]).squeeze(-1)
-    # exp(-inf) * -inf is NaN; a token that cannot be drawn adds nothing to the entropy.
-    surprise = torch.where(table.isneginf(), 0.0, table.exp() * table)
-    return logprob, -surprise.sum(-1).detach()
+def narrowed(head: Head, vocabulary: int, dtype: torch.dtype) -> Head:
+    """The first `vocabulary` entries of `head` in `dtype`: the rest is one model's padding."""
+    bias = None if head.bias is None else head.bias.detach()[:vocabulary]
+    return Head(head.weight.detach()[:vocabulary].to(dtype), bias, head.softcap)
 
 
-@torch.no_grad()
-def score_rows(
-    hidden: Tensor, head: Head, target_ids: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """(`[N]` log-prob, `[N]` entropy) without gradients, from `[N, D]` hidden states."""
-    size = chunk_size(head.weight.shape[0])
-    parts = [
-        taken_and_entropy(head.logits(rows), targets, temperature)
-        for rows, targets in zip(hidden.split(size), target_ids.split(size), strict=True)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+class Chunks:
+    """The sums of a pass, filled a chunk at a time."""
+
+    def __init__(
+        self,
+        work: Work,
+        hidden: Tensor,
+        pull: Tensor | None,
+        needs: tuple[bool, bool, bool],
+        head: Head,
+        wide: torch.dtype,
+    ) -> None:
+        self.work = work
+        self.hidden = hidden
+        self.pull = pull
+        self.head = head
+        shape = work.head.weight.shape
+        new = hidden.new_zeros
+        self.values = new(hidden.shape[0], dtype=wide)
+        self.rows = torch.empty_like(hidden) if needs[0] else None
+        self.weight = new(shape, dtype=wide) if needs[1] else None
+        self.bias = new(shape[0], dtype=wide) if needs[2] else None
+        self.teacher_heads = {
+            view: head
+            if shares_head(work.head, theirs)
+            else narrowed(theirs, head.weight.shape[0], product.computing_dtype(theirs.weight))
+            for view, (_, theirs) in work.teachers.items()
+        }
+
+    def take(self, window: slice) -> None:
+        """Compute the values of the rows `window` and add their gradients."""
+        rows = self.hidden[window]
+        head = self.head
+        scores = product.scores(
+            rows.to(head.weight.dtype), head.weight, head.bias, rounds=self.rounds()
+        )
+        sides = {view: self.side(view, window) for view in self.work.teachers}
+        pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
+        picked: list[tuple[slice, Tensor, Tensor]] = []
+        is_whole = False
+        for block in blocks(len(rows), scores):
+            here = slice(window.start + block.start, window.start + block.stop)
+            student = StudentLogits(scores[block], head, pulls=pulls)
+            with torch.set_grad_enabled(pulls):
+                value = self.work.function(here, student, views(student, sides, block))
+                self.values[here] = value.detach()
+                if not pulls:
+                    continue
+                weighted = value if self.pull is None else value * self.pull[here]
+                found = pulled(weighted.sum(), student.leaves())
+            count = len(student.whole)
+            for gradient in found[:count]:
+                scores[block] = gradient
+                is_whole = True
+            sparse = zip(student.chosen, found[count:], strict=True)
+            picked += [(block, ids, gradient) for (ids, _), gradient in sparse]
+        if pulls:
+            self.add(window, scores, picked, is_whole=is_whole)
+
+    def rounds(self) -> bool:
+        """Whether the student's scores may be rounded: both sides then carry the same error."""
+        shared = all(head is self.head for head in self.teacher_heads.values())
+        return shared and self.hidden.device.type == "cpu" and bool(self.teacher_heads)
+
+    def side(self, view: str, window: slice) -> Side:
+        """A teacher's rows of a chunk."""
+        hidden, _ = self.work.teachers[view]
+        head = self.teacher_heads[view]
+        theirs = hidden[window]
+        if head is not self.head:
+            return Side(theirs.to(head.weight.dtype), head)
+        # Subtracted before any rounding: the difference of rounded rows is mostly rounding.
+        difference = at_least_single(theirs) - at_least_single(self.hidden[window])
+        return Side(difference.to(head.weight.dtype), head, is_difference=True)
+
+    def add(
+        self,
+        window: slice,
+        gradient: Tensor,
+        picked: Sequence[tuple[slice, Tensor, Tensor]],
+        *,
+        is_whole: bool,
+    ) -> None:
+        """Add the gradients of a chunk: `gradient` `[c, V]` if anything read whole rows, and those
+        of single entries."""
+        rows = self.hidden[window]
+        dtype = self.head.weight.dtype
+        if is_whole:
+            for block, ids, values in picked:
+                gradient[block].scatter_add_(-1, ids, values.to(gradient.dtype))
+            self.add_whole(window, gradient.to(dtype), rows.to(dtype))
+            return
+        if self.rows is not None:
+            self.rows[window] = 0
+        for block, ids, values in picked:
+            self.add_chosen(window.start, block, ids, values, at_least_single(rows[block]))
+
+    def add_whole(self, window: slice, gradient: Tensor, rows: Tensor) -> None:
+        vocabulary = gradient.shape[1]
+        if self.rows is not None:
+            total = torch.zeros_like(rows, dtype=self.values.dtype)
+            product.add_rows_gradient(total, gradient, self.head.weight)
+            self.rows[window] = total
+        if self.weight is not None:
+            product.add_weight_gradient(self.weight[:vocabulary], gradient, rows)
+        if self.bias is not None:
+            self.bias[:vocabulary] += gradient.sum(0, dtype=self.values.dtype)
+
+    def add_chosen(
+        self, start: int, block: slice, ids: Tensor, values: Tensor, rows: Tensor
+    ) -> None:
+        if self.rows is not None:
+            chosen = at_least_single(self.head.weight[ids])
+            here = slice(start + block.start, start + block.stop)
+            self.rows[here] += torch.einsum("bk,bkd->bd", values, chosen).to(self.rows.dtype)
+        if self.weight is not None:
+            outer = values.unsqueeze(-1) * rows.unsqueeze(1)
+            self.weight.index_add_(0, ids.flatten(), outer.flatten(0, 1))
+        if self.bias is not None:
+            self.bias.index_add_(0, ids.flatten(), values.flatten())
+
+    def gradients(self) -> Gradients:
+        """The sums in the dtype of what they belong to."""
+        bias = self.work.head.bias
+        return Gradients(
+            self.rows,
+            None if self.weight is None else rounded(self.weight, self.work.head.weight.dtype),
+            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
+        )
 
 
-def student_rows(
+def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total` in `dtype`, written into the front of its own memory where it gets narrower."""
+    if total.dtype == dtype:
+        return total
+    narrow = total.view(-1).view(dtype)[: total.numel()]
+    # In ascending order what is written never reaches what is still to be read.
+    step = 1 << 22
+    wide = total.view(-1)
+    for start in range(0, total.numel(), step):
+        narrow[start : start + step] = wide[start : start + step].clone()
+    return narrow.view(total.shape)
+
+
+def shares_head(first: Head, second: Head) -> bool:
+    """Whether two heads are one: the same memory, and so the same numbers, in both."""
+    return (
+        first.weight.data_ptr() == second.weight.data_ptr()
+        and first.weight.shape == second.weight.shape
+        and first.softcap == second.softcap
+        and (first.bias is second.bias)
+    )
+
+
+def blocks(rows: int, scores: Tensor) -> list[slice]:
+    """Rows whose losses are computed together: few on a CPU, for its cache; a chunk on a GPU."""
+    size = rows if scores.device.type != "cpu" else max(1, BLOCK_ELEMENTS // scores.shape[1])
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def views(
+    student: StudentLogits, sides: Mapping[str, Side], block: slice
+) -> Mapping[str, TeacherLogits]:
+    """What each teacher says of the rows `block`."""
+    return {
+        view: ShiftedLogits(student, side, block)
+        if side.is_difference
+        else TeacherLogits(side, block)
+        for view, side in sides.items()
+    }
+
+
+def pulled(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of `total` in `leaves`, zeros where it does not depend on them."""
+    if not leaves or not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+
+
+def refuse_second_order() -> None:
+    """Raise RuntimeError where a graph of the backward is asked for: there would be none."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the loss has no second derivative: its gradient is computed without a graph; "
+            "differentiate it without create_graph"
+        )
+
+
+class _Fused(torch.autograd.Function):
+    """The sum of a pass's values; gradients are ready when the forward ends."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work
+    ) -> Tensor:
+        values, ctx.gradients = work.run(hidden, None, ctx.needs_input_grad[:3])
+        return values.sum()
+
+    @staticmethod
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_second_order()
+        found: Gradients | None = ctx.gradients
+        if found is None:
+            raise RuntimeError(
+                "the loss has been differentiated before: its gradients were computed in the "
+                "forward and handed over; compute the loss again"
+            )
+        # Given away, not kept: the weight's gradient then becomes .grad without a copy.
+        ctx.gradients = None
+        parts = [part for part in (found.hidden, found.weight, found.bias) if part is not None]
+        if pull.device.type != "cpu" or pull.item() != 1:
+            for part in parts:
+                part.mul_(pull)
+        return found.hidden, found.weight, found.bias, None
+
+
+class _Recomputed(torch.autograd.Function):
+    """Each row's value; scores are computed again once it is known what pulls at each."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: Work
+    ) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.work = work
+        return work.run(hidden, None, (False, False, False))[0]
+
+    @staticmethod
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        refuse_second_order()
+        (hidden,) = ctx.saved_tensors
+        _, found = ctx.work.run(hidden, pull, ctx.needs_input_grad[:3])
+        return found.hidden, found.weight, found.bias, None
+
+
+def fused(
     hidden: Tensor,
     head: Head,
-    batch: Batch,
-    scores: Mapping[str, Scores],
-    losses: Sequence[RowLoss],
-    temperature: float,
-) -> Rows:
-    """Every row loss, the taken log-probs and the entropy from one set of student logits.
+    teachers: Mapping[str, tuple[Tensor, Head]],
+    function: RowFunction,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """The sum of what `function` makes of the student's rows `[N, D]` and the teachers' rows.
 
-    `hidden` is `[N, D]` with gradient; teacher logits are rebuilt chunk by chunk from `scores`.
+    It carries the gradient, computed already, of the hidden states and of the head, as far as they
+    ask for one; it can be differentiated once.
     """
-    read = {view: scores[view] for loss in losses for view in loss.views}
+    work = Work(head, teachers, function, chunk_tokens)
+    return _Fused.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
 
-    def chunk(
-        rows: Tensor, target_ids: Tensor, sampled: Tensor, teacher_rows: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Mapping[str, Tensor]]]:
-        logits = head.logits(rows)
-        logprob, entropy = taken_and_entropy(logits, target_ids, temperature)
-        with torch.no_grad():
-            teachers = {view: read[view].head.logits(teacher_rows[view]) for view in read}
-        results = [loss.rows(logits, target_ids, sampled, teachers) for loss in losses]
-        return logprob, entropy, [r[0] for r in results], [r[1] for r in results]
 
-    outputs = []
-    for start in range(0, max(1, hidden.shape[0]), chunk_size(head.weight.shape[0])):
-        window = slice(start, start + chunk_size(head.weight.shape[0]))
-        teacher_rows = {view: read[view].hidden[window] for view in read}
-        outputs.append(
-            checkpoint(
-                chunk,
-                hidden[window],
-                batch.target_ids[window],
-                batch.sampled_logprob[window],
-                teacher_rows,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        )
-    logprobs, entropies, chunk_losses, chunk_observed = zip(*outputs, strict=True)
-    return Rows(
-        logprob=torch.cat(logprobs),
-        entropy=torch.cat(entropies),
-        losses=tuple(torch.cat(parts) for parts in zip(*chunk_losses, strict=True)),
-        observed=tuple(
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*chunk_observed, strict=True)
-        ),
-    )
+def linear_divergence(
+    student_hidden: Tensor,
+    student_head: Tensor | Head,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor | Head,
+    divergence: Divergence,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    support: Support | None = None,
+    clip: Clip = "none",
+    clip_at: float = 0.05,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The divergence of a teacher from a student, from `[N, D]` and `[N, D']` hidden states.
+
+    Heads are `[V, D]` weights or `Head`s; where both are one, half precision keeps the difference
+    of two models that nearly agree. Returns (the sum of weights times divergences, nats; the
+    divergences `[N]`, 0 where the weight `[N]` is 0: nothing is computed there). The sum carries
+    the gradient, computed in the forward, so it can be differentiated once; the divergences are
+    detached. With `recompute` both carry it, for what is known only after the divergences, at the
+    cost of computing the scores twice. Ours.
+    """
+    head, theirs = as_head(student_head), as_head(teacher_head)
+    compared_on = support or Full()
+    if weights is None:
+        weights = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
+    counted = weights.detach().nonzero().squeeze(-1)
+    scales = weights.detach()[counted]
+    found = torch.zeros_like(scales, dtype=wide_dtype(student_hidden))
+
+    def function(rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]) -> Tensor:
+        compared = compared_on(student, teachers["teacher"], temperature)
+        value = clipped(divergence, *compared, clip, clip_at)[0]
+        found[rows] = value.detach()
+        return value if recompute else value * scales[rows]
+
+    teachers = {"teacher": (chosen_rows(teacher_hidden.detach(), counted), theirs)}
+    hidden = chosen_rows(student_hidden, counted)
+    per_token = found.new_zeros(len(weights))
+    if not recompute:
+        total = fused(hidden, head, teachers, function, chunk_tokens)
+        return total, per_token.index_copy(0, counted, found)
+    work = Work(head, teachers, function, chunk_tokens)
+    result: Tensor = _Recomputed.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
+    return (result * weights[counted]).sum(), per_token.index_copy(0, counted, result)
+
+
+def chosen_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """`rows[index]` of `[N, D]`, without a copy where that is all of them."""
+    return rows if len(index) == len(rows) else rows[index]
+
+
+def wide_dtype(hidden: Tensor) -> torch.dtype:
+    """What losses of `hidden` are summed in."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def as_head(head: Tensor | Head) -> Head:
+    """A bare weight as a head."""
+    return head if isinstance(head, Head) else Head(head)

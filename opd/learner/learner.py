@@ -16,9 +16,8 @@ from torch import Tensor
 
 from opd.config import part
 from opd.errors import NumericError
-from opd.learner.chunked import Rows, score_rows, student_rows
 from opd.learner.model import Causal, Model, head_of, hidden_states, merged_weights
-from opd.objective.loss import RowLoss, TokenLoss
+from opd.learner.rows import Rows, student_rows
 from opd.objective.schedule import Constant, Schedule
 from opd.objective.term import Term
 from opd.types import Batch, Context, Scores, Update
@@ -78,7 +77,7 @@ class Learner:
         """`[N]` nats of `target_ids` under the student at the sampling temperature."""
         with self.recipe.autocast(self.accelerator.device):
             hidden = hidden_states(self.model, context)
-        return score_rows(hidden, head_of(self.model), target_ids, self.temperature)[0]
+        return head_of(self.model).score(hidden, target_ids, self.temperature)[0]
 
     def update(
         self, batches: Sequence[Batch], scores: Sequence[Mapping[str, Scores]], step: int
@@ -133,31 +132,28 @@ class Learner:
         totals: dict[str, float],
     ) -> None:
         """Add the gradient of one micro-batch; add what it observed to `totals`."""
-        row_losses = [term.loss for term in terms.values() if isinstance(term.loss, RowLoss)]
+        budget = self.max_response_tokens
+        weights = {name: term.weight(batch, scores) for name, term in terms.items()}
+        scales = {
+            name: term.scale(weights[name], batch, budget)
+            * (term.coefficient.at(step, self.steps) / masses[name] if masses[name] > 0 else 0.0)
+            for name, term in terms.items()
+        }
+        losses = {name: term.loss for name, term in terms.items()}
         with self.recipe.autocast(self.accelerator.device):
             hidden = hidden_states(self.model, batch.student)
-        rows = student_rows(
-            hidden, head_of(self.model), batch, scores, row_losses, self.temperature
-        )
-        from_rows = iter(zip(rows.losses, rows.observed, strict=True))
+            head = head_of(self.model)
+            rows = student_rows(hidden, head, batch, scores, losses, scales, self.temperature)
         # Anchors the graph: a micro-batch whose terms are all empty still yields gradients of zero.
-        loss = hidden.sum() * 0.0
+        (rows.total + hidden.sum() * 0.0).backward()
         for name, term in terms.items():
-            if isinstance(term.loss, TokenLoss):
-                per_token, observed = term.loss.tokens(rows.logprob, batch, scores)
-            else:
-                per_token, observed = next(from_rows)
-            weight = term.weight(batch, scores)
-            mass = masses[name]
-            numerator = term.numerator(per_token, weight, batch, self.max_response_tokens)
-            if mass > 0:
-                loss = loss + term.coefficient.at(step, self.steps) * numerator / mass
-                totals[f"sum:loss/{name}"] += numerator.item() / mass
-            counted = weight > 0
-            for key, value in observed.items():
+            if masses[name] > 0:
+                numerator = term.numerator(rows.losses[name], weights[name], batch, budget)
+                totals[f"sum:loss/{name}"] += numerator.item() / masses[name]
+            counted = weights[name] > 0
+            for key, value in rows.observed[name].items():
                 totals[f"sum:{key}/{name}"] += value[counted].sum().item()
                 totals[f"count:{key}/{name}"] += counted.sum().item()
-        loss.backward()
         observe(rows, batch, scores, totals)
 
     def sum_gradients(self) -> None:
@@ -208,7 +204,7 @@ def observe(
         totals[f"sum:{name}"] += values.sum().item()
         totals[f"count:{name}"] += values.numel()
 
-    logprob = rows.logprob.detach()
+    logprob = rows.logprob
     totals["sum:tokens"] += batch.tokens
     add("entropy", rows.entropy)
     sampled = ~batch.sampled_logprob.isnan()

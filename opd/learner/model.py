@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -13,9 +15,17 @@ from peft.tuners.lora import Linear as LoraLinear
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opd.config import locate, part
 from opd.errors import RecipeError
+from opd.learner.attention import (
+    IMPLEMENTATIONS,
+    Backend,
+    packed_inputs,
+    refuse_unavailable,
+    refuse_unfaithful,
+)
 from opd.types import Context, Head
 
 Causal = PreTrainedModel | PeftModel
@@ -48,24 +58,33 @@ class Model:
     """A folder or a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in; trainable parameters are always kept in float32."""
-    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    attention: Backend = "sdpa"
+    """`varlen` is torch's own flash attention, `flash_attention_2` the package flash-attn; both
+    need CUDA and bfloat16. All three keep packed sequences apart."""
     lora: LoRA | None = None
     """None trains every weight."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the decoder layers when they are first used, once a run; their attention stays out.
+    """
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; None leaves the template's default."""
 
     def open(self, device: torch.device) -> Causal:
         """The model ready to train on `device`.
 
-        Raises RecipeError when the folder or hub id holds no causal language model that we serve.
+        Raises RecipeError when the folder or hub id holds no causal language model that we serve,
+        or when its attention cannot be computed as asked.
         """
+        refuse_unavailable(self.attention, device, PRECISIONS[self.dtype])
         stored = torch.float32 if self.lora is None else PRECISIONS[self.dtype]
         model = load_causal(self.path, dtype=stored, attention=self.attention)
         nn.Module.to(model, device)
         silence_dropout(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            compile_layers(model, device)
         if self.lora is None:
             return model.train()
         model.enable_input_require_grads()
@@ -89,24 +108,53 @@ class Model:
         return torch.autocast(device.type, PRECISIONS[self.dtype])
 
 
-def load_causal(path: str, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_causal(path: str, *, dtype: torch.dtype, attention: Backend = "sdpa") -> PreTrainedModel:
     """The causal language model at `path`; RecipeError where there is none that we can train."""
     source = locate(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=attention
+            source, dtype=dtype, attn_implementation=IMPLEMENTATIONS[attention]
         )
     except (OSError, ValueError, ImportError) as error:
         cause = str(error).splitlines()[0]
         raise RecipeError(
             f"model.path: {path} cannot be loaded ({cause}); give a causal model's folder or hub id"
         ) from error
+    refuse_unfaithful(attention, model)
     for scaling in ("logits_scaling", "logit_scale"):
         if getattr(model.config, scaling, None) not in (None, 1.0):
             raise RecipeError(
                 f"model.path: {path} scales its logits ({scaling}), not supported here"
             )
     return model
+
+
+def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compile each decoder layer of `model` in place, for rows of any length.
+
+    Parameters keep their names and copies start uncompiled. Raises RecipeError when `device` has
+    no compiler, or the model no layers of the usual kind.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise RecipeError(
+            "model.compile: there is no C++ compiler, which the CPU needs; install g++ or set "
+            "model.compile=false"
+        )
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise RecipeError(
+            "model.compile: a GPU needs the package triton, which is not installed; pip install "
+            "triton or set model.compile=false"
+        )
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise RecipeError(
+            f"model.compile: {type(model).__name__} has no layers that are known to compile; set "
+            "model.compile=false"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def context_length(path: str) -> int:
@@ -151,35 +199,10 @@ def hidden_states(model: Causal, context: Context) -> Tensor:
             input_ids=context.input_ids,
             position_ids=context.position_ids,
             use_cache=False,
-            **packed_attention(causal, context),
+            **packed_inputs(causal, context.boundaries),
         )
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)[context.predict_at]
-
-
-def packed_attention(causal: PreTrainedModel, context: Context) -> dict[str, object]:
-    """What keeps the segments of a packed row apart, for the attention that the model uses."""
-    boundaries = context.boundaries
-    assert boundaries is not None, "only packed contexts have segments to keep apart"
-    config = causal.config
-    if config._attn_implementation == "flash_attention_2":
-        lengths = boundaries.diff()
-        return {
-            "cu_seq_lens_q": boundaries.int(),
-            "cu_seq_lens_k": boundaries.int(),
-            "max_length_q": int(lengths.max()),
-            "max_length_k": int(lengths.max()),
-        }
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        raise RecipeError(
-            "packing: this model has sliding-window layers; set packing=false or "
-            "model.attention=flash_attention_2"
-        )
-    length = context.input_ids.shape[1]
-    positions = torch.arange(length, device=boundaries.device)
-    segment = torch.searchsorted(boundaries[1:], positions, right=True)
-    allowed = (segment[:, None] == segment[None, :]) & (positions[:, None] >= positions[None, :])
-    return {"attention_mask": allowed[None, None]}
 
 
 def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:

@@ -28,7 +28,11 @@ def clipped(
         return _capped_entries(divergence.entries(student, target), clip_at)
     if clip == "entry_nonneg":
         return _capped_entries(divergence.nonnegative_entries(student, target), clip_at)
-    distance = divergence(student, target)
+    return clipped_rows(divergence(student, target), clip, clip_at)
+
+
+def clipped_rows(distance: Tensor, clip: Clip, clip_at: float) -> tuple[Tensor, Tensor]:
+    """What `clipped` makes of divergences `[n]`, for the clips that act on whole rows."""
     size = distance.detach()
     over = size > clip_at
     if clip == "token_cap":

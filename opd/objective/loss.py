@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
-from opd.objective.clip import Clip, clipped
+from opd.head import taken
+from opd.objective.clip import Clip, clipped, clipped_rows
 from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
+from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.types import Batch, Scores
 
@@ -35,20 +37,41 @@ class Loss(ABC):
         """The teacher views that it reads."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Whole rows of the student against whole rows of one view: what a kernel can compute."""
+
+    view: str
+    divergence: Divergence
+    temperature: float
+
+
 class RowLoss(Loss):
     """A loss of whole next-token distributions."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What the loss is a function of, beside the taken tokens' log-probs, if that is all."""
+        return None
+
+    def of_distance(
+        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
+    ) -> tuple[Tensor, Observed]:
+        """What `rows` yields, from the divergences `[n]` that `comparison` names (nats, with
+        gradients) and the taken tokens' log-probs `[n]`."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
     @abstractmethod
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        """Losses `[n]` and metrics from the student's logits `[n, V]` of any float type, the taken
-        tokens `[n]`, their log-probs `[n]` when they were sampled, and each view's logits `[n, V]`.
-        Gradients flow to the student only."""
+        """Losses `[n]` and metrics from the student's logits `[n, V]`, the taken tokens `[n]`,
+        their log-probs `[n]` when they were sampled, and each view's logits `[n, V]`. Gradients
+        flow to the student only. Rows must not depend on each other: they come a few at a time."""
 
 
 class TokenLoss(Loss):
@@ -59,7 +82,8 @@ class TokenLoss(Loss):
         self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
-        temperature, with gradients)."""
+        temperature, with gradients). Tokens must not depend on each other: they come a few at a
+        time, `batch` and `scores` cut to the same ones."""
 
 
 @part
@@ -86,18 +110,34 @@ class Distill(RowLoss):
 
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        student = log_probs(logits, self.temperature)
-        teacher = log_probs(teachers[self.view].detach(), self.temperature)
-        compared = self.support(student, teacher)
+        compared = self.support(student, teachers[self.view], self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
-            loss = loss * self.correction(taken(student, target_ids), sampled_logprob)
-        return loss, {"clipped": share} if self.clip != "none" else {}
+            logprob = taken(student.measured(self.temperature), target_ids)
+            loss = loss * self.correction(logprob, sampled_logprob)
+        return loss, self._observed(share)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        if not isinstance(self.support, Full) or self.clip in ("entry_nonneg", "entry_raw"):
+            return None
+        return Comparison(self.view, self.divergence, self.temperature)
+
+    def of_distance(
+        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
+    ) -> tuple[Tensor, Observed]:
+        loss, share = clipped_rows(distance, self.clip, self.clip_at)
+        if self.correction is not None:
+            loss = loss * self.correction(logprob, sampled_logprob)
+        return loss, self._observed(share)
+
+    def _observed(self, share: Tensor) -> Observed:
+        return {"clipped": share} if self.clip != "none" else {}
 
 
 @part
@@ -110,12 +150,12 @@ class Likelihood(RowLoss):
 
     def rows(
         self,
-        logits: Tensor,
+        student: Logits,
         target_ids: Tensor,
         sampled_logprob: Tensor,
-        teachers: Mapping[str, Tensor],
+        teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        return -taken(log_probs(logits, 1.0), target_ids), {}
+        return -taken(student.log_probs(1.0), target_ids), {}
 
 
 @part
@@ -170,13 +210,3 @@ class PolicyGradient(TokenLoss):
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
         return loss, {"clipped": (bounded < free).detach().float()}
-
-
-def log_probs(logits: Tensor, temperature: float) -> Tensor:
-    """Log-softmax `[n, V]` in float32 of logits `[n, V]` of any float type over `temperature`."""
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
-
-
-def taken(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """The entries `[n]` of `[n, V]` that belong to `ids` `[n]`."""
-    return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

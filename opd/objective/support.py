@@ -13,25 +13,30 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.objective.logits import Logits
 
 LEAST_TAIL = 1e-7
 """Probability kept for the tail, so that its log stays finite in float32."""
 
 
 class Support(ABC):
-    """Narrows two tables to the same entries, each still normalised."""
+    """Narrows two sides to the same entries, each still normalised."""
 
     @abstractmethod
-    def __call__(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's and the target's `[n, K]` from their `[n, V]`; rows sum to one."""
+    def __call__(
+        self, student: Logits, target: Logits, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs `[n, K]` of the student and of the target at `temperature`; rows sum to one."""
 
 
 @part
 class Full(Support):
     """The whole vocabulary."""
 
-    def __call__(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return student, target
+    def __call__(
+        self, student: Logits, target: Logits, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        return student.log_probs(temperature), target.log_probs(temperature)
 
 
 @part
@@ -39,7 +44,8 @@ class TopK(Support):
     """The most probable entries of one side, and what becomes of the rest. arXiv 2601.20802.
 
     With a tail the divergence never exceeds that of the full vocabulary. Renormalised rows hide
-    every disagreement about the rest.
+    every disagreement about the rest; they read K scores a row, so that neither the teacher's other
+    scores nor their gradients are ever computed.
     """
 
     size: Annotated[int, Field(gt=0)]
@@ -47,21 +53,23 @@ class TopK(Support):
     rest: Literal["tail", "renormalise"] = "tail"
     """`tail` lumps the rest into one more entry; `renormalise` forgets it."""
 
-    def __call__(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if self.size >= student.shape[-1]:
-            return student, target
-        chooser = student if self.chosen_by == "student" else target
-        chosen = chooser.detach().topk(self.size, dim=-1).indices
+    def __call__(
+        self, student: Logits, target: Logits, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        if self.size >= student.vocabulary:
+            return Full()(student, target, temperature)
+        chosen = (student if self.chosen_by == "student" else target).top(self.size)
         close = with_tail if self.rest == "tail" else renormalised
-        return close(student.gather(-1, chosen)), close(target.gather(-1, chosen))
+        return close(student, chosen, temperature), close(target, chosen, temperature)
 
 
-def with_tail(log_probs: Tensor) -> Tensor:
-    """`[n, K]` true log-probs and the log of what they leave, `[n, K + 1]`."""
+def with_tail(side: Logits, chosen: Tensor, temperature: float) -> Tensor:
+    """Log-probs `[n, K + 1]` of `chosen` `[n, K]` on one side, and the log of what they leave."""
+    log_probs = side.log_probs(temperature).gather(-1, chosen)
     covered = log_probs.logsumexp(-1, keepdim=True).clamp(max=-LEAST_TAIL)
     return torch.cat([log_probs, torch.log(-torch.expm1(covered))], dim=-1)
 
 
-def renormalised(log_probs: Tensor) -> Tensor:
-    """`[n, K]` log-probs shifted so that each row sums to one."""
-    return log_probs - log_probs.logsumexp(-1, keepdim=True)
+def renormalised(side: Logits, chosen: Tensor, temperature: float) -> Tensor:
+    """Log-probs `[n, K]` of one side as if nothing but `chosen` `[n, K]` could be drawn."""
+    return torch.log_softmax(side.at(chosen) / temperature, dim=-1)

@@ -50,14 +50,17 @@ class Term:
             product = product * scores[view].present
         return product
 
+    def scale(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
+        """What each loss is multiplied with before they are summed, `[N]` from weights `[N]`."""
+        return self._share(weight > 0, batch, max_response_tokens) * weight
+
     def numerator(
         self, per_token: Tensor, weight: Tensor, batch: Batch, max_response_tokens: int
     ) -> Tensor:
         """sum(b w loss), a scalar with gradients, from losses and weights `[N]`."""
-        counted = weight > 0
-        share = self._share(counted, batch, max_response_tokens)
+        scale = self.scale(weight, batch, max_response_tokens)
         # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
-        return (share * weight * per_token.masked_fill(~counted, 0.0)).sum()
+        return (scale * per_token.masked_fill(scale == 0, 0.0)).sum()
 
     def mass(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
         """What the numerator is divided by, a scalar, from weights `[N]`."""

@@ -20,6 +20,7 @@ from transformers import (
 
 from opd.config import part
 from opd.errors import NumericError
+from opd.learner.attention import IMPLEMENTATIONS
 from opd.rollout.engine import Completion, Engine, Request, Sampling
 from opd.rollout.serving import Served, read_served
 
@@ -38,7 +39,10 @@ class HF(Engine):
     def open(self, path: str, *, dtype: str, max_length: int, seed: int) -> None:
         self.served = read_served(path, max_length)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        # The student's own attention: transformers' SDPA would leave out a soft-cap of its logits.
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=IMPLEMENTATIONS["sdpa"]
+        )
         # The folder's own sampling defaults would otherwise fill what Sampling leaves alone.
         model.generation_config = GenerationConfig()
         self.model = model

@@ -8,7 +8,6 @@ from dataclasses import field
 import torch
 
 from opd.config import part
-from opd.learner.chunked import score_rows
 from opd.learner.learner import Learner
 from opd.learner.model import Causal, head_of, hidden_states
 from opd.privileged import Group
@@ -74,7 +73,7 @@ def score_view(model: Causal, batch: Batch, view: str, learner: Learner) -> Scor
         )
         with learner.recipe.autocast(learner.accelerator.device):
             hidden[here] = hidden_states(model, seen).to(hidden.dtype)
-        scored = score_rows(hidden[here], head, batch.target_ids[here], learner.temperature)
+        scored = head.score(hidden[here], batch.target_ids[here], learner.temperature)
         logprob, entropy = logprob.float(), entropy.float()
         logprob[here], entropy[here] = scored
     return Scores(hidden, head, logprob, entropy, here)

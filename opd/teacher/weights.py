@@ -24,6 +24,7 @@ from opd.learner.model import (
     PRECISIONS,
     Causal,
     causal_of,
+    compile_layers,
     head_of,
     load_causal,
     silence_dropout,
@@ -67,7 +68,7 @@ class Frozen(TeacherWeights):
 
     def setup(self, learner: Learner) -> None:
         if not isinstance(learner.model, PeftModel):
-            self.initial = frozen_copy(causal_of(learner.model))
+            self.initial = frozen_copy(learner)
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
@@ -98,7 +99,7 @@ class EMA(TeacherWeights):
                 for name, layer in lora_layers(learner.model)
             }
         else:
-            self.average = frozen_copy(causal_of(learner.model))
+            self.average = frozen_copy(learner)
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
@@ -110,7 +111,8 @@ class EMA(TeacherWeights):
             for name, layer in lora_layers(learner.model)
         ]
         try:
-            with learner.model.disable_adapter():
+            # A compiled layer would not notice the hooks.
+            with torch.compiler.set_stance("force_eager"), learner.model.disable_adapter():
                 yield learner.model
         finally:
             for hook in hooks:
@@ -160,16 +162,20 @@ class External(TeacherWeights):
         self.model = model
         nn.Module.to(model, device)
         self.model.requires_grad_(False)
+        if learner.recipe.compile:
+            compile_layers(model, device)
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
         yield self.model
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model that takes no gradient."""
-    copy = deepcopy(model)
+def frozen_copy(learner: Learner) -> PreTrainedModel:
+    """A copy of the student that takes no gradient, compiled if the student is."""
+    copy = deepcopy(causal_of(learner.model))
     copy.requires_grad_(False)
+    if learner.recipe.compile:
+        compile_layers(copy, learner.accelerator.device)
     return copy
 
 

@@ -88,7 +88,7 @@ def test_any_chunk_size(
     student: Student, trajectories: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step(student(TERMS), trajectories)
-    monkeypatch.setattr(chunked, "chunk_size", lambda vocabulary: 3)
+    monkeypatch.setattr(chunked, "chunk_size", lambda vocabulary, device: 3)
     assert distance(whole, step(student(TERMS), trajectories)) < 1e-5
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
+from opd.objective.logits import Logits
 from opd.objective.loss import Distill, RowLoss, SampledReverseKL
 from opd.objective.support import Full, Support, TopK
 from opd.objective.term import Term
@@ -41,7 +42,8 @@ def logits(rows: int = 7, vocabulary: int = 31, seed: int = 0) -> tuple[Tensor, 
 
 def ours(loss: RowLoss, student: Tensor, teacher: Tensor) -> Tensor:
     ids = torch.zeros(len(student), dtype=torch.long)
-    return loss.rows(student, ids, torch.zeros(len(student)), {"view": teacher})[0]
+    shown = {"view": Logits(teacher)}
+    return loss.rows(Logits(student), ids, torch.zeros(len(student)), shown)[0]
 
 
 def assert_close(mine: Tensor, theirs: Tensor) -> None:
@@ -164,7 +166,7 @@ def test_distillation_with_importance_clipping(alpha: float, divergence: Diverge
         support=TopK(size=4),
         correction=TruncatedImportance(cap=2.0),
     )
-    mine, _ = loss.rows(student, ids, sampled, {"view": teacher})
+    mine, _ = loss.rows(Logits(student), ids, sampled, {"view": Logits(teacher)})
     assert_same(mine, theirs, student)
 
 

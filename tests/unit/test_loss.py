@@ -13,6 +13,7 @@ from torch import Tensor
 from opd.objective.clip import Clip
 from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
+from opd.objective.logits import Logits
 from opd.objective.loss import Distill, Likelihood, PolicyGradient, RowLoss, SampledReverseKL
 from opd.objective.support import Full, TopK
 from tests.batches import batch_of, scores_of
@@ -31,7 +32,7 @@ def rows_of(
     count = len(student)
     ids = torch.zeros(count, dtype=torch.long) if ids is None else ids
     sampled = torch.zeros(count) if sampled_logprob is None else sampled_logprob
-    value, observed = loss.rows(student, ids, sampled, {"solution": teacher})
+    value, observed = loss.rows(Logits(student), ids, sampled, {"solution": Logits(teacher)})
     assert value.shape == (count,) and value.dtype == torch.float32
     assert all(v.shape == (count,) and not v.requires_grad for v in observed.values())
     return value
@@ -101,7 +102,8 @@ def test_only_a_clip_in_force_is_observed(clip: Clip) -> None:
     loss = Distill(view="solution", divergence=ForwardKL(), clip=clip)
     student, teacher = torch.tensor([D0_STUDENT]).log(), torch.tensor([D0_TEACHER]).log()
     ids = torch.tensor([0])
-    _, observed = loss.rows(student, ids, torch.zeros(1), {"solution": teacher})
+    shown = {"solution": Logits(teacher)}
+    _, observed = loss.rows(Logits(student), ids, torch.zeros(1), shown)
     assert (set(observed) == {"clipped"}) == (clip != "none")
 
 

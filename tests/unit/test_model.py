@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from opd.errors import RecipeError
+from opd.head import Head, taken_and_entropy
 from opd.learner.batch import build_context
-from opd.learner.chunked import taken_and_entropy
 from opd.learner.model import (
     LoRA,
     Model,
@@ -128,9 +128,9 @@ def test_parameters_are_counted_without_loading(tiny_model_dir: Path) -> None:
 def test_entropy_by_hand() -> None:
     """H(.7, .2, .1) = 0.801818553; a masked entry adds nothing."""
     logits = torch.tensor([[0.7, 0.2, 0.1, 0.0]]).log()
-    logprob, entropy = taken_and_entropy(logits, torch.tensor([1]), 1.0)
+    logprob, entropy = taken_and_entropy(logits.log_softmax(-1), torch.tensor([1]))
     assert entropy.item() == pytest.approx(0.801818553, abs=1e-6)
     assert logprob.item() == pytest.approx(-1.6094379, abs=1e-6)
     # logits (3, 0, 0) at temperature 2
-    hot, _ = taken_and_entropy(torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0]), 2.0)
+    hot, _ = Head(torch.eye(3)).score(torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0]), 2.0)
     assert hot.exp().item() == pytest.approx(0.691438, abs=1e-6)

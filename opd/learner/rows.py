@@ -1,0 +1,157 @@
+"""Every loss of a micro-batch from one pass over the student's rows.
+
+Legend: `N` action tokens, `b` rows of a block, `D` hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opd.head import Head, taken, taken_and_entropy
+from opd.learner.chunked import chosen_rows, fused
+from opd.learner.sides import StudentLogits
+from opd.objective.logits import Logits
+from opd.objective.loss import Loss, Observed, RowLoss, TokenLoss
+from opd.types import Batch, Scores
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one pass over the student's rows yields."""
+
+    total: Tensor
+    """The sum of scales times losses, with gradient."""
+    logprob: Tensor
+    """`[N]` nats of the taken tokens at the sampling temperature."""
+    entropy: Tensor
+    """`[N]` nats at the sampling temperature."""
+    losses: Mapping[str, Tensor]
+    """`[N]` for each loss, 0 where nothing counts."""
+    observed: Mapping[str, Mapping[str, Tensor]]
+    """What each loss reports of itself, name to `[N]`."""
+    teachers: Mapping[str, tuple[Tensor, Tensor]]
+    """`[N]` log-prob of the taken tokens and `[N]` entropy, nats, of the views that some loss has
+    read whole; 0 where nothing counts."""
+
+
+class Columns:
+    """Values a token, filled a few rows at a time: (kind, name) to `[N]`."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.nothing = torch.zeros(tokens, device=device)
+        self.columns: dict[tuple[str, str], Tensor] = {}
+
+    def write(self, kind: str, name: str, index: Tensor, values: Tensor) -> None:
+        """Put `values` `[b]` at the tokens `index` `[b]`."""
+        if (kind, name) not in self.columns:
+            self.columns[kind, name] = self.nothing.to(values.dtype, copy=True)
+        self.columns[kind, name][index] = values.detach()
+
+    def measure(self, kind: str, index: Tensor, logprob: Tensor, entropy: Tensor) -> None:
+        """Put what one side thinks of the taken tokens."""
+        self.write(kind, "logprob", index, logprob)
+        self.write(kind, "entropy", index, entropy)
+
+    def of(self, kind: str) -> dict[str, Tensor]:
+        """Name to `[N]`."""
+        return {name: values for (of, name), values in self.columns.items() if of == kind}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The losses of a micro-batch, as the chunks call them."""
+
+    batch: Batch
+    scores: Mapping[str, Scores]
+    losses: Mapping[str, Loss]
+    scales: Mapping[str, Tensor]
+    temperature: float
+    counted: Tensor
+    """The tokens, of `batch`, that some scale asks for."""
+    columns: Columns
+
+    def __call__(
+        self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
+    ) -> Tensor:
+        """The sum of scales times losses `[b]` of some of the counted tokens."""
+        index = self.counted[rows]
+        part = self.batch.rows(index)
+        value = torch.zeros((), device=index.device).expand(len(index))
+        for name, loss in self.losses.items():
+            per_token, observed = self.loss(loss, part, index, student, teachers)
+            scale = self.scales[name][index]
+            # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
+            value = value + scale * per_token.masked_fill(scale == 0, 0.0)
+            self.columns.write("loss", name, index, per_token)
+            for key, values in observed.items():
+                self.columns.write(f"observed by {name}", key, index, values)
+        sides = {"student": student, **{f"teacher {view}": side for view, side in teachers.items()}}
+        for kind, side in sides.items():
+            if side is student or side.is_read(self.temperature):
+                table = side.measured(self.temperature)
+                self.columns.measure(kind, index, *taken_and_entropy(table, part.target_ids))
+        return value
+
+    def loss(
+        self,
+        loss: Loss,
+        part: Batch,
+        index: Tensor,
+        student: StudentLogits,
+        teachers: Mapping[str, Logits],
+    ) -> tuple[Tensor, Observed]:
+        """One loss `[b]` and what it reports."""
+        if isinstance(loss, RowLoss):
+            return loss.rows(student, part.target_ids, part.sampled_logprob, teachers)
+        assert isinstance(loss, TokenLoss), f"{loss} is a loss neither of rows nor of tokens"
+        logprob = taken(student.log_probs(self.temperature), part.target_ids)
+        seen = {view: self.scores[view].rows(index) for view in loss.views}
+        return loss.tokens(logprob, part, seen)
+
+
+def student_rows(
+    hidden: Tensor,
+    head: Head,
+    batch: Batch,
+    scores: Mapping[str, Scores],
+    losses: Mapping[str, Loss],
+    scales: Mapping[str, Tensor],
+    temperature: float,
+) -> Rows:
+    """Every loss, the taken log-probs and the entropy from one pass over the student's scores.
+
+    `hidden` is `[N, D]` with gradient; each loss counts as much as its scale `[N]` says. Where all
+    scales are 0 the log-probs and the entropy are computed, and no gradient.
+    """
+    counts = torch.zeros_like(batch.target_ids, dtype=torch.bool)
+    for scale in scales.values():
+        counts |= scale != 0
+    counted, idle = counts.nonzero().squeeze(-1), (~counts).nonzero().squeeze(-1)
+    columns = Columns(batch.tokens, hidden.device)
+    function = Pass(batch, scores, losses, scales, temperature, counted, columns)
+    read = [view for loss in losses.values() if isinstance(loss, RowLoss) for view in loss.views]
+    teachers = {
+        view: (chosen_rows(scores[view].hidden, counted), scores[view].head) for view in read
+    }
+    total = fused(chosen_rows(hidden, counted), head, teachers, function)
+    if len(idle):
+        measured = head.score(hidden.detach()[idle], batch.target_ids[idle], temperature)
+        columns.measure("student", idle, *measured)
+    student = columns.of("student")
+    losses_found = columns.of("loss")
+    return Rows(
+        total=total,
+        logprob=student.get("logprob", columns.nothing),
+        entropy=student.get("entropy", columns.nothing),
+        losses={name: losses_found.get(name, columns.nothing) for name in losses},
+        observed={name: columns.of(f"observed by {name}") for name in losses},
+        teachers={
+            view: (found["logprob"], found["entropy"])
+            for view in teachers
+            if (found := columns.of(f"teacher {view}"))
+        },
+    )

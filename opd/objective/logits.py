@@ -1,0 +1,56 @@
+"""What one side says of the next token, as a loss reads it.
+
+Legend: `n` rows, `V` vocabulary, `K` chosen entries. Scores are logits at temperature 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opd.head import at_least_single
+
+
+class Logits:
+    """Scores `[n, V]`; nothing is computed twice for the losses that share them."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self._scores = scores
+        self._log_probs: dict[float, Tensor] = {}
+
+    @property
+    def vocabulary(self) -> int:
+        return self._scores.shape[-1]
+
+    def scores(self) -> Tensor:
+        """`[n, V]` in float32 or float64."""
+        return at_least_single(self._scores)
+
+    def log_probs(self, temperature: float) -> Tensor:
+        """Log-softmax `[n, V]` of the scores over `temperature`."""
+        if temperature not in self._log_probs:
+            self._log_probs[temperature] = self.normalised(temperature)
+        return self._log_probs[temperature]
+
+    def normalised(self, temperature: float) -> Tensor:
+        """What `log_probs` keeps."""
+        scores = self.scores()
+        return torch.log_softmax(scores if temperature == 1.0 else scores / temperature, dim=-1)
+
+    def is_read(self, temperature: float) -> bool:
+        """Whether some loss has asked for the log-probs at `temperature`."""
+        return temperature in self._log_probs
+
+    @torch.no_grad()
+    def measured(self, temperature: float) -> Tensor:
+        """The log-probs `[n, V]` without gradients: what no loss has asked for is not kept."""
+        known = self._log_probs.get(temperature)
+        return self.normalised(temperature) if known is None else known.detach()
+
+    def top(self, size: int) -> Tensor:
+        """Ids `[n, size]` of the highest scores."""
+        return self.scores().detach().topk(size, dim=-1).indices
+
+    def at(self, ids: Tensor) -> Tensor:
+        """Scores `[n, K]` of `ids` `[n, K]`."""
+        return self.scores().gather(-1, ids)

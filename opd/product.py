@@ -1,0 +1,67 @@
+"""Products with a language-model head, in the precision and in the pieces that each device wants.
+
+Legend: `c` rows of a chunk, `V` vocabulary, `D` hidden width. Sums over chunks are kept in float32,
+or in float64 where the rows are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 14
+"""Vocabulary entries that a CPU multiplies at once: its library's scratch grows with them."""
+
+
+def computing_dtype(weight: Tensor) -> torch.dtype:
+    """What a product with `weight` is computed in: autocast's choice inside autocast."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def scores(rows: Tensor, weight: Tensor, bias: Tensor | None, *, rounds: bool) -> Tensor:
+    """`rows @ weight.T + bias`, `[c, V]` from `[c, D]` and `[V, D]` of one dtype.
+
+    Half-precision factors give float32, since rounded scores lose what tells two close models
+    apart; with `rounds` they give their own dtype where that is faster.
+    """
+    if rows.dtype in (torch.float32, torch.float64) or (rounds and rows.device.type == "cpu"):
+        product = rows @ weight.T
+    elif rounds:
+        product = torch.mm(rows, weight.T)
+    elif rows.device.type == "cpu":
+        tiles = weight.split(TILE)
+        product = torch.cat([rows.float() @ tile.float().T for tile in tiles], dim=-1)
+    else:
+        product = torch.mm(rows, weight.T, out_dtype=torch.float32)
+    return product if bias is None else product + bias.to(product.dtype)
+
+
+def add_rows_gradient(total: Tensor, pull: Tensor, weight: Tensor) -> None:
+    """Add `pull @ weight`, from `[c, V]` and `[V, D]`, to `total` `[c, D]`."""
+    if total.device.type != "cpu":
+        add_product(total, pull, weight)
+        return
+    for start in range(0, weight.shape[0], TILE):
+        tile = slice(start, start + TILE)
+        add_product(total, pull[:, tile], weight[tile])
+
+
+def add_weight_gradient(total: Tensor, pull: Tensor, rows: Tensor) -> None:
+    """Add `pull.T @ rows`, from `[c, V]` and `[c, D]`, to `total` `[V, D]`."""
+    if total.device.type != "cpu":
+        add_product(total, pull.T, rows)
+        return
+    for start in range(0, total.shape[0], TILE):
+        tile = slice(start, start + TILE)
+        add_product(total[tile], pull[:, tile].T, rows)
+
+
+def add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """Add `first @ second` to `total`, whose precision is at least theirs."""
+    if total.dtype == first.dtype:
+        total.addmm_(first, second)
+    elif total.device.type == "cpu":
+        total.add_(first @ second)
+    else:
+        torch.addmm(total, first, second, torch.float32, out=total)
