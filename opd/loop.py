@@ -76,7 +76,7 @@ def take_steps(run: Run) -> None:
         updates = []
         for share in shares(trajectories, recipe.updates_per_step):
             batches = micro_batches(run, share)
-            scores = teacher.score(batches, views, learner)
+            scores = teacher.score(share, batches, views, learner)
             updates.append(learner.update(batches, scores, step))
         run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.weights.follow(learner)

@@ -57,7 +57,7 @@ class Recipe:
     updates_per_step: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps on each step's rollouts, each on a part of them."""
     tokens_per_batch: Annotated[int, Field(gt=0)] = 16384
-    """Positions of a micro-batch, padding included."""
+    """Positions of one of the student's micro-batches, padding included."""
     packing: bool = False
     """Lay sequences end to end instead of padding them."""
     max_length: Annotated[int, Field(gt=0)] | None = None

@@ -82,9 +82,9 @@ def record_rollouts(
 def rollout_row(run: Run, trajectory: Trajectory, views: Sequence[str]) -> dict[str, object]:
     """A rollout with what the student and its teachers think of every token, before the update."""
     chat, rollout = run.chat, trajectory.rollout
-    batch = assemble([trajectory], packing=False, pad_id=chat.pad_id)
+    batch = assemble([trajectory], [0], packing=False, pad_id=chat.pad_id)
     batch = to_device(batch, run.accelerator.device)
-    scores = run.recipe.teacher.score([batch], views, run.learner)[0]
+    scores = run.recipe.teacher.score([trajectory], [batch], views, run.learner)[0]
     seen = {name: scores[name] for name in trajectory.views}
     student = run.learner.logprobs(batch.student, batch.target_ids)
     return {

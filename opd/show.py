@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opd.config import RECIPES, locate
-from opd.learner.batch import assemble
+from opd.learner.batch import build_context
 from opd.learner.model import context_length, parameter_count
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
@@ -90,22 +90,25 @@ def show_prompts(trajectory: Trajectory, chat: Chat, console: Console) -> None:
 
 def show_alignment(trajectory: Trajectory, chat: Chat, console: Console) -> None:
     """The response tokens, and the position in each context that predicts them."""
-    batch = assemble([trajectory], packing=False, pad_id=chat.pad_id)
-    pieces = chat.pieces(trajectory.rollout.token_ids)
+    response = trajectory.rollout.token_ids
+    prompts = {"student": trajectory.rollout.prompt_ids, **trajectory.views}
+    places = {
+        name: build_context([ids], [response], packing=False, pad_id=chat.pad_id).predict_at
+        for name, ids in prompts.items()
+    }
+    pieces = chat.pieces(response)
     table = Table(title="response tokens: the same in every context, and all that a loss reads")
     table.add_column("token", justify="right")
     table.add_column("text")
-    for name in ("student", *batch.views):
+    for name in places:
         table.add_column(f"{name} predicts at", justify="right")
-    count = batch.tokens
+    count = len(response)
     near_end = max(SHOWN_TOKENS, count - SHOWN_TOKENS)
     for index in [*range(min(count, SHOWN_TOKENS)), *range(near_end, count)]:
         if index == near_end > SHOWN_TOKENS:
             table.add_row("…", f"({near_end - SHOWN_TOKENS} more)")
-        places = [batch.student, *batch.views.values()]
-        table.add_row(
-            str(index), repr(pieces[index]), *(str(int(p.predict_at[index])) for p in places)
-        )
+        predicting = (str(int(predict_at[index])) for predict_at in places.values())
+        table.add_row(str(index), repr(pieces[index]), *predicting)
     console.print(table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,32 +72,42 @@ def score(recipe: Recipe, rollouts: Path, to: Path) -> int:
     learner = open_learner(recipe, Accelerator())
     return write_rows(
         to,
-        (
-            scored(recipe, learner, chat, group, index)
-            for group in groups
-            for index in range(len(group.rollouts))
-        ),
+        (row for group in groups for row in scored(recipe, learner, chat, group)),
     )
 
 
 def scored(
-    recipe: Recipe, learner: Learner, chat: Chat, group: Group, index: int
-) -> Mapping[str, object]:
-    """One rollout's row of teacher scores."""
-    rollout, verdict = group.rollouts[index], group.verdicts[index]
-    contexts = recipe.teacher.contexts(group, index, tuple(recipe.teacher.views), chat)
-    trajectory = Trajectory(rollout, verdict, 0.0, group.pass_rate, contexts)
-    batch = assemble([trajectory], packing=False, pad_id=chat.pad_id)
+    recipe: Recipe, learner: Learner, chat: Chat, group: Group
+) -> Iterator[Mapping[str, object]]:
+    """A group's rows of teacher scores."""
+    views = tuple(recipe.teacher.views)
+    trajectories = [
+        Trajectory(
+            rollout,
+            verdict,
+            0.0,
+            group.pass_rate,
+            recipe.teacher.contexts(group, index, views, chat),
+        )
+        for index, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True))
+    ]
+    everyone = range(len(trajectories))
+    batch = assemble(trajectories, everyone, packing=False, pad_id=chat.pad_id)
     batch = to_device(batch, learner.accelerator.device)
-    scores = recipe.teacher.score([batch], tuple(contexts), learner)[0]
-    return {
-        "prompt_id": rollout.prompt.id,
-        "token_ids": rollout.token_ids,
-        "views": {
-            name: {"logprob": seen.logprob.tolist(), "entropy": seen.entropy.tolist()}
-            for name, seen in scores.items()
-        },
-    }
+    (scores,) = recipe.teacher.score(trajectories, [batch], views, learner)
+    for index, trajectory in enumerate(trajectories):
+        own = batch.sequence == index
+        yield {
+            "prompt_id": trajectory.rollout.prompt.id,
+            "token_ids": trajectory.rollout.token_ids,
+            "views": {
+                name: {
+                    "logprob": scores[name].logprob[own].tolist(),
+                    "entropy": scores[name].entropy[own].tolist(),
+                }
+                for name in trajectory.views
+            },
+        }
 
 
 def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Context:
-    """One model input for a batch: whole prompts and responses, and where actions are predicted.
+    """One model input: whole prompts and responses, and where action tokens are predicted.
 
     Rows are right-padded (`boundaries is None`, `R` rows) or packed (`R == 1`, `boundaries` holds
     the cumulative lengths of its segments).
@@ -87,39 +88,63 @@ class Context:
     """`[segments + 1]` int64 or None."""
     predict_at: Tensor
     """`[N]` int64, flat index into `R * L` of the position whose output predicts token n."""
-    present: Tensor
-    """`[N]` bool, False where this context does not exist for the token's sequence."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a teacher thinks of a batch's action tokens, from one pass without gradients.
+    """What a teacher thinks of a batch's action tokens, from a pass without gradients.
 
-    Logits are not kept: `head.logits(hidden[...])` rebuilds them a chunk at a time.
+    Logits are not kept: `head.logits(hidden[...])` rebuilds them a chunk at a time. `logprob` and
+    `entropy` are computed when one of them is first read, with `head` as it is then.
     """
 
     hidden: Tensor
     """`[N, D]`, zeros where the view is absent."""
     head: Head
-    logprob: Tensor
-    """`[N]` nats, of the taken tokens at the sampling temperature."""
-    entropy: Tensor
-    """`[N]` nats, at the sampling temperature."""
     present: Tensor
     """`[N]` bool."""
+    target_ids: Tensor
+    """`[N]` int64, the taken tokens."""
+    temperature: float
+    """At which tokens are sampled."""
 
-    def rows(self, index: Tensor | slice) -> Scores:
-        """The scores of some of the tokens."""
-        names = ("hidden", "logprob", "entropy", "present")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+    @cached_property
+    def logprob(self) -> Tensor:
+        """`[N]` nats, of the taken tokens at the sampling temperature; 0 where absent."""
+        return self._scored[0]
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """`[N]` nats, at the sampling temperature; 0 where absent."""
+        return self._scored[1]
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether log-probs and entropies have been computed."""
+        return "_scored" in vars(self)
+
+    @cached_property
+    def _scored(self) -> tuple[Tensor, Tensor]:
+        here = self.present
+        found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
+        logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
+        return logprob, entropy
+
+    def rows(self, index: Tensor) -> Scores:
+        """The scores of some of the tokens; all are computed first, and once."""
+        names = ("hidden", "present", "target_ids")
+        part = replace(self, **{name: getattr(self, name)[index] for name in names})
+        vars(part)["_scored"] = self.logprob[index], self.entropy[index]
+        return part
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Everything past the contexts is indexed by action token or by sequence."""
+    """One micro-batch. Everything past the context is indexed by action token or by sequence."""
 
     student: Context
-    views: Mapping[str, Context]
+    members: tuple[int, ...]
+    """`[S]` places of its sequences among the trajectories that were packed."""
     target_ids: Tensor
     """`[N]` int64, the taken tokens."""
     sequence: Tensor
@@ -137,7 +162,7 @@ class Batch:
     success: Tensor
     """`[S]` bool."""
 
-    def rows(self, index: Tensor | slice) -> Batch:
+    def rows(self, index: Tensor) -> Batch:
         """Some of the tokens, of the same sequences and contexts."""
         names = ("target_ids", "sequence", "position", "sampled_logprob")
         return replace(self, **{name: getattr(self, name)[index] for name in names})

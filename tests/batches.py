@@ -17,7 +17,6 @@ def context(tokens: int) -> Context:
         position_ids=torch.arange(max(1, tokens)).unsqueeze(0),
         boundaries=None,
         predict_at=torch.arange(tokens),
-        present=torch.ones(tokens, dtype=torch.bool),
     )
 
 
@@ -34,7 +33,7 @@ def batch_of(
     zeros = [0.0] * sequences
     return Batch(
         student=context(tokens),
-        views={},
+        members=tuple(range(sequences)),
         target_ids=torch.zeros(tokens, dtype=torch.long),
         sequence=torch.repeat_interleave(
             torch.arange(sequences), torch.tensor(list(lengths), dtype=torch.long)
@@ -57,10 +56,14 @@ def scores_of(
 ) -> Scores:
     """Scores of a teacher over two vocabulary entries; what is not given is 0, and present."""
     zeros = [0.0] * tokens
-    return Scores(
+    scores = Scores(
         hidden=torch.zeros(tokens, 1),
         head=Head(weight=torch.zeros(2, 1)),
-        logprob=torch.tensor(logprob or zeros),
-        entropy=torch.tensor(entropy or zeros),
         present=torch.tensor(present or [True] * tokens, dtype=torch.bool),
+        target_ids=torch.zeros(tokens, dtype=torch.long),
+        temperature=1.0,
     )
+    # What stands there already is not computed from the head.
+    vars(scores)["logprob"] = torch.tensor(logprob or zeros)
+    vars(scores)["entropy"] = torch.tensor(entropy or zeros)
+    return scores

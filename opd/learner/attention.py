@@ -99,9 +99,11 @@ def packed_inputs(model: PreTrainedModel, boundaries: Tensor) -> dict[str, objec
     other means than attention, or do not hand on what attention is told.
     """
     refuse_inseparable(model)
+    implementation = model.config._attn_implementation
+    assert implementation in IMPLEMENTATIONS.values(), f"{implementation} knows no segments"
     lengths = tuple(boundaries.diff().tolist())
     cumulative = boundaries.int()
-    if model.config._attn_implementation == IMPLEMENTATIONS["flash_attention_2"]:
+    if implementation == IMPLEMENTATIONS["flash_attention_2"]:
         longest = max(lengths)
         return {
             "cu_seq_lens_q": cumulative,

@@ -1,12 +1,12 @@
 """Trajectories to micro-batches under a token budget.
 
-Prompts and padding never reach a loss: a batch is indexed by action tokens, and each context knows
-the positions that predict them.
+Prompts and padding never reach a loss: a batch is indexed by action tokens, and its context knows
+the positions that predict them. What teachers read has no say in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,53 +20,54 @@ Ids = tuple[int, ...]
 def pack(
     trajectories: Sequence[Trajectory], *, tokens_per_batch: int, packing: bool, pad_id: int
 ) -> list[Batch]:
-    """Micro-batches whose widest context holds at most `tokens_per_batch` positions.
+    """Micro-batches of at most `tokens_per_batch` positions of the student, padding included.
 
     Similar lengths go together. A trajectory that alone exceeds the budget gets its own batch:
     nothing is cut. `packing` lays sequences end to end in one row instead of padding rows.
     """
-    ordered = sorted(trajectories, key=longest)
-    bins: list[list[Trajectory]] = []
-    for trajectory in ordered:
-        if bins and positions([*bins[-1], trajectory], packing) <= tokens_per_batch:
-            bins[-1].append(trajectory)
+    lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in trajectories]
+    bins = fill(lengths, lambda chosen: positions(chosen, packing) <= tokens_per_batch)
+    return [assemble(trajectories, members, packing=packing, pad_id=pad_id) for members in bins]
+
+
+def fill(lengths: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """Indices of `lengths`, shortest first, in bins as full as `fits` allows.
+
+    `fits` is asked with the ascending lengths of a bin; what fits in none gets its own.
+    """
+    bins: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if bins and fits([lengths[member] for member in (*bins[-1], index)]):
+            bins[-1].append(index)
         else:
-            bins.append([trajectory])
-    return [assemble(members, packing=packing, pad_id=pad_id) for members in bins]
+            bins.append([index])
+    return bins
 
 
-def longest(trajectory: Trajectory) -> int:
-    """Positions of the longest context of a trajectory."""
-    prompts = [trajectory.rollout.prompt_ids, *trajectory.views.values()]
-    return max(map(len, prompts)) + len(trajectory.rollout.token_ids)
-
-
-def positions(members: Sequence[Trajectory], packing: bool) -> int:
-    """Positions of the widest context of a micro-batch, padding included."""
-    lengths = [longest(member) for member in members]
+def positions(lengths: Sequence[int], packing: bool) -> int:
+    """Positions of one model input of sequences of these lengths, padding included."""
     return sum(lengths) if packing else max(lengths) * len(lengths)
 
 
-def assemble(members: Sequence[Trajectory], *, packing: bool, pad_id: int) -> Batch:
-    """One Batch of all `members`, in their order."""
-    responses = [member.rollout.token_ids for member in members]
+def assemble(
+    trajectories: Sequence[Trajectory], members: Sequence[int], *, packing: bool, pad_id: int
+) -> Batch:
+    """One Batch of the trajectories at the places `members`, in that order."""
+    chosen = [trajectories[member] for member in members]
+    prompts = [member.rollout.prompt_ids for member in chosen]
+    responses = [member.rollout.token_ids for member in chosen]
     lengths = torch.tensor([len(response) for response in responses])
-    names = sorted({name for member in members for name in member.views})
-
-    def context(prompts: Sequence[Ids | None]) -> Context:
-        return build_context(prompts, responses, packing=packing, pad_id=pad_id)
-
     return Batch(
-        student=context([member.rollout.prompt_ids for member in members]),
-        views={name: context([member.views.get(name) for member in members]) for name in names},
+        student=build_context(prompts, responses, packing=packing, pad_id=pad_id),
+        members=tuple(members),
         target_ids=torch.tensor([token for response in responses for token in response]),
-        sequence=torch.repeat_interleave(torch.arange(len(members)), lengths),
+        sequence=torch.repeat_interleave(torch.arange(len(chosen)), lengths),
         position=torch.cat([torch.arange(int(length)) for length in lengths]),
-        sampled_logprob=torch.cat([sampled_logprobs(member) for member in members]),
-        reward=torch.tensor([member.verdict.reward for member in members]),
-        advantage=torch.tensor([member.advantage for member in members]),
-        pass_rate=torch.tensor([member.pass_rate for member in members]),
-        success=torch.tensor([member.verdict.success for member in members]),
+        sampled_logprob=torch.cat([sampled_logprobs(member) for member in chosen]),
+        reward=torch.tensor([member.verdict.reward for member in chosen]),
+        advantage=torch.tensor([member.advantage for member in chosen]),
+        pass_rate=torch.tensor([member.pass_rate for member in chosen]),
+        success=torch.tensor([member.verdict.success for member in chosen]),
     )
 
 
@@ -79,31 +80,21 @@ def sampled_logprobs(trajectory: Trajectory) -> Tensor:
 
 
 def build_context(
-    prompts: Sequence[Ids | None], responses: Sequence[Ids], *, packing: bool, pad_id: int
+    prompts: Sequence[Ids], responses: Sequence[Ids], *, packing: bool, pad_id: int
 ) -> Context:
-    """The context of `responses` behind `prompts`; a prompt of None leaves its response out."""
-    rows = [
-        prompt + response
-        for prompt, response in zip(prompts, responses, strict=True)
-        if prompt is not None
-    ]
-    width = max(map(len, rows), default=0)
+    """The context of `responses` behind `prompts`."""
+    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
     predict_at: list[Tensor] = []
-    present: list[Tensor] = []
-    start, row = 0, 0
+    start = 0
     for prompt, response in zip(prompts, responses, strict=True):
-        present.append(torch.full((len(response),), prompt is not None))
-        if prompt is None:
-            predict_at.append(torch.zeros(len(response), dtype=torch.long))
-            continue
         # The position before a token predicts it.
-        first = (start if packing else row * width) + len(prompt) - 1
+        first = start + len(prompt) - 1
         predict_at.append(torch.arange(first, first + len(response)))
-        start += len(prompt) + len(response)
-        row += 1
+        start += len(prompt) + len(response) if packing else width
     layout = packed_rows(rows) if packing else padded_rows(rows, width, pad_id)
     input_ids, position_ids, boundaries = layout
-    return Context(input_ids, position_ids, boundaries, torch.cat(predict_at), torch.cat(present))
+    return Context(input_ids, position_ids, boundaries, torch.cat(predict_at))
 
 
 def packed_rows(rows: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,11 +120,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     return Batch(
         student=context_to(batch.student, device),
-        views={name: context_to(context, device) for name, context in batch.views.items()},
+        members=batch.members,
         **{
             name: getattr(batch, name).to(device)
             for name in Batch.__dataclass_fields__
-            if name not in ("student", "views")
+            if name not in ("student", "members")
         },
     )
 
@@ -145,5 +136,4 @@ def context_to(context: Context, device: torch.device) -> Context:
         position_ids=context.position_ids.to(device),
         boundaries=None if context.boundaries is None else context.boundaries.to(device),
         predict_at=context.predict_at.to(device),
-        present=context.present.to(device),
     )

@@ -11,7 +11,9 @@ Legend: `N` rows, `c` rows of a chunk, `b` rows of a block, `K` chosen entries, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +22,42 @@ from torch import Tensor
 
 from opd import product
 from opd.head import Head, at_least_single, chunk_size
+from opd.learner import row_kernel
+from opd.learner.row_kernel import Statistics
 from opd.learner.sides import ShiftedLogits, Side, StudentLogits, TeacherLogits
-from opd.objective.clip import Clip, clipped
+from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
+from opd.objective.loss import Comparison, Distill
 from opd.objective.support import Full, Support
 
 BLOCK_ELEMENTS = 1 << 19
 """Scores whose losses a CPU computes at once: their tables stay in its cache."""
 
-RowFunction = Callable[[slice, StudentLogits, Mapping[str, Logits]], Tensor]
-"""The rows of a block and both sides' logits to one value a row `[b]`. Called once for each block;
-values of different blocks must not depend on each other."""
+
+class RowFunction(ABC):
+    """What a pass makes of its rows: one value each. Values of different rows must not depend on
+    each other."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What the values are functions of, beside the taken tokens' log-probs, if that is all."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
+    ) -> Tensor:
+        """The values `[b]` of some rows, from both sides' logits."""
+
+    def target_ids(self, rows: slice) -> Tensor:
+        """The taken tokens `[b]`."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
+
+    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
+        """What a call yields, from what a kernel found of the rows: the divergences and log-probs
+        in it carry the gradient."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,12 @@ class Chunks:
         )
         sides = {view: self.side(view, window) for view in self.work.teachers}
         pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
+        comparison = self.work.function.comparison
+        if comparison is not None and uses_kernel(comparison, scores):
+            self.compare(window, scores, sides[comparison.view], comparison, pulls=pulls)
+            if pulls:
+                self.add(window, scores, (), is_whole=True)
+            return
         picked: list[tuple[slice, Tensor, Tensor]] = []
         is_whole = False
         for block in blocks(len(rows), scores):
@@ -138,6 +170,27 @@ class Chunks:
             picked += [(block, ids, gradient) for (ids, _), gradient in sparse]
         if pulls:
             self.add(window, scores, picked, is_whole=is_whole)
+
+    def compare(
+        self, window: slice, scores: Tensor, side: Side, comparison: Comparison, *, pulls: bool
+    ) -> None:
+        """Compute the values of the rows `window` by the kernel, and turn `scores` `[c, V]` into
+        their gradient."""
+        function = self.work.function
+        other, target_ids = side.scores(slice(None)), function.target_ids(window)
+        about = scores, other, target_ids
+        by: dict[str, Any] = {"difference": side.is_difference, "softcap": self.head.softcap}
+        what = comparison.divergence, comparison.temperature
+        found = row_kernel.measure(*about, *what, **by)
+        leaves = [part.requires_grad_(pulls) for part in (found.divergence, found.logprob)]
+        with torch.set_grad_enabled(pulls):
+            value = function.of_statistics(window, found)
+            self.values[window] = value.detach()
+            if not pulls:
+                return
+            weighted = value if self.pull is None else value * self.pull[window]
+            divergence, taken = pulled(weighted.sum(), leaves)
+        row_kernel.pull_(*about, found, *what, **by, divergence_scale=divergence, taken_scale=taken)
 
     def rounds(self) -> bool:
         """Whether the student's scores may be rounded: both sides then carry the same error."""
@@ -232,6 +285,12 @@ def shares_head(first: Head, second: Head) -> bool:
         and first.softcap == second.softcap
         and (first.bias is second.bias)
     )
+
+
+def uses_kernel(comparison: Comparison, scores: Tensor) -> bool:
+    """Whether a chunk's rows go through the kernel: on a GPU, or where Triton is interpreted."""
+    here = scores.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return here and scores.dtype != torch.float64 and row_kernel.supported(comparison.divergence)
 
 
 def blocks(rows: int, scores: Tensor) -> list[slice]:
@@ -356,19 +415,20 @@ def linear_divergence(
     cost of computing the scores twice. Ours.
     """
     head, theirs = as_head(student_head), as_head(teacher_head)
-    compared_on = support or Full()
     if weights is None:
         weights = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
     counted = weights.detach().nonzero().squeeze(-1)
-    scales = weights.detach()[counted]
-    found = torch.zeros_like(scales, dtype=wide_dtype(student_hidden))
-
-    def function(rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]) -> Tensor:
-        compared = compared_on(student, teachers["teacher"], temperature)
-        value = clipped(divergence, *compared, clip, clip_at)[0]
-        found[rows] = value.detach()
-        return value if recompute else value * scales[rows]
-
+    loss = Distill(
+        view="teacher",
+        divergence=divergence,
+        support=support or Full(),
+        clip=clip,
+        clip_at=clip_at,
+        temperature=temperature,
+    )
+    scales = None if recompute else weights.detach()[counted]
+    found = student_hidden.new_zeros(len(counted), dtype=wide_dtype(student_hidden))
+    function = Weighted(loss, scales, found)
     teachers = {"teacher": (chosen_rows(teacher_hidden.detach(), counted), theirs)}
     hidden = chosen_rows(student_hidden, counted)
     per_token = found.new_zeros(len(weights))
@@ -378,6 +438,39 @@ def linear_divergence(
     work = Work(head, teachers, function, chunk_tokens)
     result: Tensor = _Recomputed.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
     return (result * weights[counted]).sum(), per_token.index_copy(0, counted, result)
+
+
+@dataclass(frozen=True)
+class Weighted(RowFunction):
+    """One distillation loss."""
+
+    loss: Distill
+    scales: Tensor | None
+    """`[N]`."""
+    found: Tensor
+    """`[N]`, filled with the losses."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        return self.loss.comparison
+
+    def __call__(
+        self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
+    ) -> Tensor:
+        nobody = self.target_ids(rows)
+        return self.weighted(rows, self.loss.rows(student, nobody, nobody, teachers)[0])
+
+    def target_ids(self, rows: slice) -> Tensor:
+        return torch.zeros_like(self.found[rows], dtype=torch.long)
+
+    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
+        logprob = found.logprob
+        return self.weighted(rows, self.loss.of_distance(found.divergence, logprob, logprob)[0])
+
+    def weighted(self, rows: slice, loss: Tensor) -> Tensor:
+        """The losses `[b]` of some rows times their scales."""
+        self.found[rows] = loss.detach()
+        return loss if self.scales is None else loss * self.scales[rows]
 
 
 def chosen_rows(rows: Tensor, index: Tensor) -> Tensor:

@@ -214,5 +214,11 @@ def observe(
     totals["max:mismatch/max"] = max(totals["max:mismatch/max"], largest)
     for view, seen in scores.items():
         add(f"teacher_present/{view}", seen.present.float())
-        add(f"teacher_gap/{view}", (seen.logprob - logprob)[seen.present])
-        add(f"teacher_entropy/{view}", seen.entropy[seen.present])
+        if view in rows.teachers:
+            (taken, entropy), known = rows.teachers[view], seen.present & rows.counts
+        elif seen.is_scored:
+            taken, entropy, known = seen.logprob, seen.entropy, seen.present
+        else:
+            continue
+        add(f"teacher_gap/{view}", (taken - logprob)[known])
+        add(f"teacher_entropy/{view}", entropy[known])

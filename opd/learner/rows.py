@@ -5,17 +5,18 @@ Legend: `N` action tokens, `b` rows of a block, `D` hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from opd.head import Head, taken, taken_and_entropy
-from opd.learner.chunked import chosen_rows, fused
+from opd.learner.chunked import RowFunction, chosen_rows, fused
+from opd.learner.row_kernel import Statistics
 from opd.learner.sides import StudentLogits
 from opd.objective.logits import Logits
-from opd.objective.loss import Loss, Observed, RowLoss, TokenLoss
+from opd.objective.loss import Comparison, Loss, Observed, RowLoss, TokenLoss
 from opd.types import Batch, Scores
 
 
@@ -33,6 +34,8 @@ class Rows:
     """`[N]` for each loss, 0 where nothing counts."""
     observed: Mapping[str, Mapping[str, Tensor]]
     """What each loss reports of itself, name to `[N]`."""
+    counts: Tensor
+    """`[N]` bool, where some loss counts."""
     teachers: Mapping[str, tuple[Tensor, Tensor]]
     """`[N]` log-prob of the taken tokens and `[N]` entropy, nats, of the views that some loss has
     read whole; 0 where nothing counts."""
@@ -62,7 +65,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(RowFunction):
     """The losses of a micro-batch, as the chunks call them."""
 
     batch: Batch
@@ -74,21 +77,32 @@ class Pass:
     """The tokens, of `batch`, that some scale asks for."""
     columns: Columns
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """The one comparison that every row loss is about, at the sampling temperature."""
+        of_rows = [loss for loss in self.losses.values() if isinstance(loss, RowLoss)]
+        named = [loss.comparison for loss in of_rows]
+        if not named or any(other != named[0] for other in named):
+            return None
+        only = named[0]
+        return only if only is not None and only.temperature == self.temperature else None
+
+    def target_ids(self, rows: slice) -> Tensor:
+        return self.batch.target_ids[self.counted[rows]]
+
     def __call__(
         self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
     ) -> Tensor:
-        """The sum of scales times losses `[b]` of some of the counted tokens."""
         index = self.counted[rows]
         part = self.batch.rows(index)
-        value = torch.zeros((), device=index.device).expand(len(index))
-        for name, loss in self.losses.items():
-            per_token, observed = self.loss(loss, part, index, student, teachers)
-            scale = self.scales[name][index]
-            # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
-            value = value + scale * per_token.masked_fill(scale == 0, 0.0)
-            self.columns.write("loss", name, index, per_token)
-            for key, values in observed.items():
-                self.columns.write(f"observed by {name}", key, index, values)
+
+        def of_rows(loss: RowLoss) -> tuple[Tensor, Observed]:
+            return loss.rows(student, part.target_ids, part.sampled_logprob, teachers)
+
+        def logprob() -> Tensor:
+            return taken(student.log_probs(self.temperature), part.target_ids)
+
+        value = self.summed(index, part, of_rows, logprob)
         sides = {"student": student, **{f"teacher {view}": side for view, side in teachers.items()}}
         for kind, side in sides.items():
             if side is student or side.is_read(self.temperature):
@@ -96,21 +110,45 @@ class Pass:
                 self.columns.measure(kind, index, *taken_and_entropy(table, part.target_ids))
         return value
 
-    def loss(
+    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
+        index = self.counted[rows]
+        part = self.batch.rows(index)
+        comparison = self.comparison
+        assert comparison is not None, "a kernel found what nothing asked for"
+
+        def of_rows(loss: RowLoss) -> tuple[Tensor, Observed]:
+            logprob = found.logprob.detach()
+            return loss.of_distance(found.divergence, logprob, part.sampled_logprob)
+
+        value = self.summed(index, part, of_rows, lambda: found.logprob)
+        teacher = f"teacher {comparison.view}"
+        self.columns.measure("student", index, found.logprob, found.entropy)
+        self.columns.measure(teacher, index, found.teacher_logprob, found.teacher_entropy)
+        return value
+
+    def summed(
         self,
-        loss: Loss,
-        part: Batch,
         index: Tensor,
-        student: StudentLogits,
-        teachers: Mapping[str, Logits],
-    ) -> tuple[Tensor, Observed]:
-        """One loss `[b]` and what it reports."""
-        if isinstance(loss, RowLoss):
-            return loss.rows(student, part.target_ids, part.sampled_logprob, teachers)
-        assert isinstance(loss, TokenLoss), f"{loss} is a loss neither of rows nor of tokens"
-        logprob = taken(student.log_probs(self.temperature), part.target_ids)
-        seen = {view: self.scores[view].rows(index) for view in loss.views}
-        return loss.tokens(logprob, part, seen)
+        part: Batch,
+        of_rows: Callable[[RowLoss], tuple[Tensor, Observed]],
+        logprob: Callable[[], Tensor],
+    ) -> Tensor:
+        """The sum of scales times losses `[b]` of the tokens `index`, whose rows are `part`."""
+        value = torch.zeros((), device=index.device).expand(len(index))
+        for name, loss in self.losses.items():
+            if isinstance(loss, RowLoss):
+                per_token, observed = of_rows(loss)
+            else:
+                assert isinstance(loss, TokenLoss), f"{name} is a loss neither of rows nor tokens"
+                seen = {view: self.scores[view].rows(index) for view in loss.views}
+                per_token, observed = loss.tokens(logprob(), part, seen)
+            scale = self.scales[name][index]
+            # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
+            value = value + scale * per_token.masked_fill(scale == 0, 0.0)
+            self.columns.write("loss", name, index, per_token)
+            for key, values in observed.items():
+                self.columns.write(f"observed by {name}", key, index, values)
+        return value
 
 
 def student_rows(
@@ -149,6 +187,7 @@ def student_rows(
         entropy=student.get("entropy", columns.nothing),
         losses={name: losses_found.get(name, columns.nothing) for name in losses},
         observed={name: columns.of(f"observed by {name}") for name in losses},
+        counts=counts,
         teachers={
             view: (found["logprob"], found["entropy"])
             for view in teachers

@@ -1,20 +1,23 @@
-"""The teacher: parameters, views, and one pass without gradients over what the student wrote."""
+"""The teacher: parameters, views, and what they make of the responses that the student wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from opd.config import part
 from opd.learner.learner import Learner
-from opd.learner.model import Causal, head_of, hidden_states
-from opd.privileged import Group
+from opd.learner.model import Causal, head_of
+from opd.privileged import Group, Trajectory
 from opd.rollout.chat import Chat
+from opd.teacher.sweep import sweep
 from opd.teacher.view import View
 from opd.teacher.weights import Frozen, TeacherWeights
-from opd.types import Batch, Context, Scores
+from opd.types import Batch, Head, Scores
 
 
 @part
@@ -23,6 +26,9 @@ class Teacher:
 
     weights: TeacherWeights = field(default_factory=Frozen)
     views: dict[str, View] = field(default_factory=dict)
+    tokens_per_batch: Annotated[int, Field(gt=0)] = 32768
+    """Positions of one pass, padding included; a prompt that several responses share counts before
+    each. Nothing is kept for gradients, so it may exceed the student's."""
 
     def contexts(
         self, group: Group, index: int, views: Sequence[str], chat: Chat
@@ -42,45 +48,62 @@ class Teacher:
 
     @torch.no_grad()
     def score(
-        self, batches: Sequence[Batch], views: Sequence[str], learner: Learner
+        self,
+        trajectories: Sequence[Trajectory],
+        batches: Sequence[Batch],
+        views: Sequence[str],
+        learner: Learner,
     ) -> list[dict[str, Scores]]:
-        """For each batch, the scores of its action tokens in each of `views`."""
+        """For each of the batches that `trajectories` were packed into, the scores of its action
+        tokens in each of `views`.
+
+        The teacher goes over all of `trajectories` in passes of its own, whatever the batches are.
+        """
         if not views:
             return [{} for _ in batches]
         with self.weights.scoring(learner) as model:
-            return [
-                {view: score_view(model, batch, view, learner) for view in views}
-                for batch in batches
-            ]
+            seen = {
+                view: self.score_view(model, trajectories, batches, view, learner) for view in views
+            }
+        return [{view: seen[view][number] for view in views} for number in range(len(batches))]
 
-
-def score_view(model: Causal, batch: Batch, view: str, learner: Learner) -> Scores:
-    """One no-grad pass of `model` over the responses of `batch` behind the prompts of `view`."""
-    head = head_of(model)
-    context = batch.views.get(view) or nowhere(batch)
-    hidden = torch.zeros(
-        batch.tokens, head.weight.shape[1], device=batch.target_ids.device, dtype=head.weight.dtype
-    )
-    logprob, entropy = hidden.new_zeros(batch.tokens), hidden.new_zeros(batch.tokens)
-    here = context.present
-    if here.any():
-        seen = Context(
-            context.input_ids,
-            context.position_ids,
-            context.boundaries,
-            context.predict_at[here],
-            here[here],
+    def score_view(
+        self,
+        model: Causal,
+        trajectories: Sequence[Trajectory],
+        batches: Sequence[Batch],
+        view: str,
+        learner: Learner,
+    ) -> list[Scores]:
+        """The scores of each batch's action tokens behind the prompts of `view`."""
+        head = head_of(model)
+        scores = [unseen(batch, head, learner.temperature) for batch in batches]
+        places: dict[int, tuple[Scores, slice]] = {}
+        for batch, batch_scores in zip(batches, scores, strict=True):
+            end = 0
+            for member in batch.members:
+                start, end = end, end + len(trajectories[member].rollout.token_ids)
+                places[member] = batch_scores, slice(start, end)
+        asked = [member for member in places if view in trajectories[member].views]
+        found = sweep(
+            model,
+            [trajectories[member].views[view] for member in asked],
+            [trajectories[member].rollout.token_ids for member in asked],
+            tokens_per_batch=self.tokens_per_batch,
+            packing=any(batch.student.boundaries is not None for batch in batches),
         )
         with learner.recipe.autocast(learner.accelerator.device):
-            hidden[here] = hidden_states(model, seen).to(hidden.dtype)
-        scored = head.score(hidden[here], batch.target_ids[here], learner.temperature)
-        logprob, entropy = logprob.float(), entropy.float()
-        logprob[here], entropy[here] = scored
-    return Scores(hidden, head, logprob, entropy, here)
+            for index, hidden in found:
+                batch_scores, place = places[asked[index]]
+                batch_scores.hidden[place] = hidden.to(head.weight.dtype)
+                batch_scores.present[place] = True
+        return scores
 
 
-def nowhere(batch: Batch) -> Context:
-    """The context of a view that no sequence of the batch has."""
-    nothing = batch.target_ids.new_zeros((0, 0))
-    absent = torch.zeros_like(batch.target_ids)
-    return Context(nothing, nothing, None, absent, absent.bool())
+def unseen(batch: Batch, head: Head, temperature: float) -> Scores:
+    """The scores of a view that no sequence of the batch has."""
+    targets = batch.target_ids
+    width = head.weight.shape[1]
+    hidden = torch.zeros(batch.tokens, width, device=targets.device, dtype=head.weight.dtype)
+    present = torch.zeros_like(targets, dtype=torch.bool)
+    return Scores(hidden, head, present, targets, temperature)

@@ -443,7 +443,7 @@ def take_step(
 def scored(
     teacher: Teacher, trajectories: Sequence[Trajectory], batches: Sequence[Batch], learner: Learner
 ) -> list[dict[str, Scores]]:
-    return teacher.score(batches, ("view",), learner)
+    return teacher.score(trajectories, batches, ("view",), learner)
 
 
 def recorded(prompt: Prompt, chat: Chat, response: Sequence[int]) -> Rollout:

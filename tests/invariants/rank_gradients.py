@@ -32,7 +32,7 @@ def main(folder: Path, to: Path) -> None:
     # Uneven on purpose: a mean over ranks would not be the mean over tokens.
     mine = draw_trajectories()[rank::ranks]
     batches = pack(mine, tokens_per_batch=60, packing=False, pad_id=0)
-    update = learner.update(batches, teacher.score(batches, ("solution",), learner), 0)
+    update = learner.update(batches, teacher.score(mine, batches, ("solution",), learner), 0)
     if accelerator.is_main_process:
         metrics = {f"metric:{n}": torch.tensor(v) for n, v in update.metrics.items()}
         save_file({**gradients(learner), **metrics}, to)

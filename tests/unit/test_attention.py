@@ -214,6 +214,11 @@ def test_a_layer_that_loses_the_segments_fails() -> None:
         hidden_states(model, laid_out(packing=True))
 
 
+def test_an_attention_that_knows_no_segments_is_not_given_any() -> None:
+    with pytest.raises(AssertionError, match="eager knows no segments"):
+        hidden_states(tiny("qwen3", "eager"), laid_out(packing=True))
+
+
 def drawn(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Greedy tokens of two prompts of unequal length, and their logits."""
     output: Any = model.eval().generate(  # pyright: ignore[reportCallIssue]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.learner.batch import longest, pack, packed_rows, positions
+from opd.learner.batch import fill, pack, packed_rows, positions
 from opd.privileged import Trajectory
 from tests.students import draw_trajectories
 
@@ -22,17 +22,24 @@ def test_no_batch_exceeds_the_budget_unless_it_holds_one(budget: int, packing: b
         len(t.rollout.token_ids) for t in trajectories
     )
     for batch in batches:
-        widest = max(c.input_ids.numel() for c in (batch.student, *batch.views.values()))
-        assert widest <= budget or batch.sequences == 1
+        assert batch.student.input_ids.numel() <= budget or batch.sequences == 1
 
 
-def test_the_widest_context_counts() -> None:
-    (trajectory,) = draw_trajectories()[:1]
-    assert longest(trajectory) == len(trajectory.views["solution"]) + 3
-    blind = replace(trajectory, views={})
-    assert longest(blind) == len(trajectory.rollout.prompt_ids) + 3
-    assert positions([trajectory, blind], packing=False) == 2 * longest(trajectory)
-    assert positions([trajectory, blind], packing=True) == longest(trajectory) + longest(blind)
+def test_what_teachers_read_changes_no_batch() -> None:
+    trajectories = draw_trajectories()
+    blind = [replace(t, views={}) for t in trajectories]
+    seeing = [replace(t, views={"solution": (5,) * 3 ** (n % 5)}) for n, t in enumerate(blind)]
+    members = [
+        [batch.members for batch in pack(some, tokens_per_batch=50, packing=False, pad_id=0)]
+        for some in (trajectories, blind, seeing)
+    ]
+    assert members[0] == members[1] == members[2] and len(members[0]) > 2
+
+
+def test_bins_hold_what_fits_shortest_first() -> None:
+    assert positions([2, 5], packing=False) == 10 and positions([2, 5], packing=True) == 7
+    assert fill([5, 2, 9, 2], lambda chosen: sum(chosen) <= 8) == [[1, 3], [0], [2]]
+    assert fill([], lambda chosen: True) == []
 
 
 def written(trajectory: Trajectory) -> Trajectory:
@@ -50,7 +57,9 @@ def test_written_tokens_have_no_sampling_policy() -> None:
 def test_every_sequence_keeps_its_own_verdict() -> None:
     trajectories = draw_trajectories()
     (batch,) = pack(trajectories[::-1], tokens_per_batch=999, packing=False, pad_id=0)
-    ordered = sorted(trajectories, key=longest)
+    ordered = [trajectories[::-1][member] for member in batch.members]
+    lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in ordered]
+    assert len(lengths) == len(trajectories) and lengths == sorted(lengths)
     assert batch.advantage.tolist() == pytest.approx([t.advantage for t in ordered])
     assert batch.success.tolist() == [t.verdict.success for t in ordered]
     assert batch.position.tolist() == [i for t in ordered for i in range(len(t.rollout.token_ids))]

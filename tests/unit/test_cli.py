@@ -171,6 +171,13 @@ def test_sample_then_score(
     for rollout, row in zip(drawn, scored, strict=True):
         assert row["prompt_id"] == rollout["rollout"]["prompt"]["id"]
         assert len(row["views"]["solution"]["logprob"]) == len(rollout["rollout"]["token_ids"])
+    alone, again = tmp_path / "alone.jsonl", tmp_path / "again.jsonl"
+    alone.write_text(json.dumps(drawn[1]))
+    rescore = ["score", str(recipe), "--rollouts", str(alone), "--to", str(again)]
+    assert outcome(capsys, *rescore)[0] == 0
+    for name, values in json.loads(again.read_text())["views"]["solution"].items():
+        assert values == pytest.approx(scored[1]["views"]["solution"][name], abs=1e-4)
+        assert values != pytest.approx(scored[0]["views"]["solution"][name], abs=1e-4)
     code, sentence = outcome(capsys, *command)
     assert code == 4 and "exists already" in sentence
     rollouts.write_text(rollouts.read_text().replace('"id": "gsm8k-', '"id": "other-'))

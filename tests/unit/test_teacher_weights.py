@@ -12,6 +12,7 @@ from opd.errors import RecipeError
 from opd.learner.batch import pack
 from opd.learner.learner import Learner
 from opd.learner.model import merged_weights
+from opd.privileged import Trajectory
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import EMA, External, Frozen, Live, TeacherWeights
@@ -20,23 +21,29 @@ from tests.students import draw_trajectories, open_student
 
 
 @pytest.fixture
-def batches() -> list[Batch]:
-    return pack(draw_trajectories(), tokens_per_batch=10_000, packing=False, pad_id=0)
+def trajectories() -> list[Trajectory]:
+    return draw_trajectories()
+
+
+def in_one(trajectories: list[Trajectory]) -> list[Batch]:
+    return pack(trajectories, tokens_per_batch=10_000, packing=False, pad_id=0)
 
 
 def teach(weights: TeacherWeights) -> Teacher:
     return Teacher(weights=weights, views={"solution": Plain()})
 
 
-def scored(teacher: Teacher, batches: list[Batch], learner: Learner) -> Tensor:
+def scored(teacher: Teacher, trajectories: list[Trajectory], learner: Learner) -> Tensor:
     """`[N]` log-probs of the taken tokens under the teacher."""
-    (scores,) = teacher.score(batches, ("solution",), learner)
+    scores = teacher.score(trajectories, in_one(trajectories), ("solution",), learner)[0]
     return scores["solution"].logprob
 
 
-def train(learner: Learner, teacher: Teacher, batches: list[Batch], steps: int) -> None:
+def train(learner: Learner, teacher: Teacher, trajectories: list[Trajectory], steps: int) -> None:
     for step in range(steps):
-        learner.update(batches, teacher.score(batches, ("solution",), learner), step)
+        batches = in_one(trajectories)
+        scores = teacher.score(trajectories, batches, ("solution",), learner)
+        learner.update(batches, scores, step)
         teacher.weights.follow(learner)
 
 
@@ -46,45 +53,45 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_frozen_is_the_initial_model_for_all_steps(
-    tiny_model_dir: Path, batches: list[Batch], lora: bool
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
 ) -> None:
     learner, teacher = open_student(tiny_model_dir, lora=lora), teach(Frozen())
     teacher.weights.setup(learner)
-    initial = scored(teach(Live()), batches, open_student(tiny_model_dir))
-    assert torch.equal(scored(teacher, batches, learner), initial)
+    initial = scored(teach(Live()), trajectories, open_student(tiny_model_dir))
+    assert torch.equal(scored(teacher, trajectories, learner), initial)
     before = snapshot(learner)
-    train(learner, teacher, batches, 3)
+    train(learner, teacher, trajectories, 3)
     assert any(not torch.equal(before[n], t) for n, t in merged_weights(learner.model))
-    assert torch.equal(scored(teacher, batches, learner), initial)
+    assert torch.equal(scored(teacher, trajectories, learner), initial)
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_live_moves_with_the_student(
-    tiny_model_dir: Path, batches: list[Batch], lora: bool
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
 ) -> None:
     learner, teacher = open_student(tiny_model_dir, lora=lora), teach(Live())
-    before = scored(teacher, batches, learner)
-    train(learner, teacher, batches, 2)
-    assert (scored(teacher, batches, learner) - before).abs().max() > 1e-3
+    before = scored(teacher, trajectories, learner)
+    train(learner, teacher, trajectories, 2)
+    assert (scored(teacher, trajectories, learner) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_ema_is_the_average_of_the_merged_weights(
-    tiny_model_dir: Path, batches: list[Batch], lora: bool
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
 ) -> None:
     """The average of B·A, not the product of averages of A and of B."""
     learner, teacher = open_student(tiny_model_dir, lora=lora), teach(EMA(decay=0.7))
     teacher.weights.setup(learner)
     average = snapshot(learner)
     for _ in range(4):
-        train(learner, teacher, batches, 1)
+        train(learner, teacher, trajectories, 1)
         for name, tensor in merged_weights(learner.model):
             average[name] = 0.7 * average[name] + 0.3 * tensor
     expected = open_student(tiny_model_dir)
     expected.model.load_state_dict(average, strict=False)
-    want = scored(teach(Live()), batches, expected)
-    assert torch.allclose(scored(teacher, batches, learner), want, atol=1e-4)
-    assert (want - scored(teach(Live()), batches, learner)).abs().max() > 1e-3
+    want = scored(teach(Live()), trajectories, expected)
+    assert torch.allclose(scored(teacher, trajectories, learner), want, atol=1e-4)
+    assert (want - scored(teach(Live()), trajectories, learner)).abs().max() > 1e-3
 
 
 def test_ema_by_hand(tiny_model_dir: Path) -> None:
@@ -103,28 +110,29 @@ def test_ema_by_hand(tiny_model_dir: Path) -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_ema_state_goes_on_bit_for_bit(
-    tiny_model_dir: Path, batches: list[Batch], lora: bool
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
 ) -> None:
     learner, teacher = open_student(tiny_model_dir, lora=lora), teach(EMA(decay=0.7))
     teacher.weights.setup(learner)
-    train(learner, teacher, batches, 2)
+    train(learner, teacher, trajectories, 2)
     again = teach(EMA(decay=0.7))
     again.weights.setup(learner)
     again.weights.load_state_dict(teacher.weights.state_dict())
-    assert torch.equal(scored(again, batches, learner), scored(teacher, batches, learner))
+    assert torch.equal(scored(again, trajectories, learner), scored(teacher, trajectories, learner))
 
 
 @pytest.mark.parametrize("weights", [Live(), Frozen(), EMA(decay=0.5)])
 @pytest.mark.parametrize("lora", [False, True])
 def test_scoring_leaves_the_student_as_it_was(
-    tiny_model_dir: Path, batches: list[Batch], weights: TeacherWeights, lora: bool
+    tiny_model_dir: Path, trajectories: list[Trajectory], weights: TeacherWeights, lora: bool
 ) -> None:
     learner, teacher = open_student(tiny_model_dir, lora=lora), teach(weights)
     weights.setup(learner)
     before = snapshot(learner)
+    batches = in_one(trajectories)
     context, targets = batches[0].student, batches[0].target_ids
     own = learner.logprobs(context, targets)
-    scores = teacher.score(batches, ("solution",), learner)
+    scores = teacher.score(trajectories, batches, ("solution",), learner)
     assert all(torch.equal(before[n], t) for n, t in merged_weights(learner.model))
     assert torch.equal(learner.logprobs(context, targets), own)
     assert all(p.grad is None for p in learner.model.parameters())
@@ -142,9 +150,9 @@ def test_external_refuses_another_vocabulary(tiny_model_dir: Path, tmp_path: Pat
 
 
 def test_external_scores_with_the_other_model(
-    tiny_model_dir: Path, tied_model_dir: Path, batches: list[Batch]
+    tiny_model_dir: Path, tied_model_dir: Path, trajectories: list[Trajectory]
 ) -> None:
     learner, teacher = open_student(tiny_model_dir), teach(External(path=str(tied_model_dir)))
     teacher.weights.setup(learner)
-    want = scored(teach(Live()), batches, open_student(tied_model_dir))
-    assert torch.equal(scored(teacher, batches, learner), want)
+    want = scored(teach(Live()), trajectories, open_student(tied_model_dir))
+    assert torch.equal(scored(teacher, trajectories, learner), want)
