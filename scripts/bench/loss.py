@@ -51,6 +51,7 @@ NEAR, FAR = 0.008, 0.3
 about 5e-4 nats a token, as in self-distillation."""
 STRIDE = 16
 """Every so many rows of the head's gradient are compared."""
+SCENARIOS = ("accuracy", "memory", "float32", "bfloat16")
 CAVEATS = """\
 TRL 1.16 on a CPU: its kernel projects bfloat16 in float32, because torch's out_dtype needs CUDA,
 and in a trainer it projects masked positions too (there are none here). No bar is set on its
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="a small head, under a minute")
     parser.add_argument("--implementations", nargs="+", default=list(IMPLEMENTATIONS))
+    parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     if options.case:
@@ -85,7 +87,7 @@ def main() -> int:
     print(CAVEATS, end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick, options.implementations)
-        bars = bench.run()
+        bars = bench.run(options.scenarios)
     print_bars(bars)
     name = "loss_quick" if options.quick else "loss"
     save(options.results / f"{name}.json", {"scenarios": bench.scenarios}, bars)
@@ -102,8 +104,8 @@ class Bench:
         self.vocabulary, self.width = (32_768, 512) if quick else (151_936, 1_024)
         self.scenarios: dict[str, dict[str, dict[str, float | None]]] = {}
 
-    def run(self) -> list[Bar]:
-        return [*self.accuracy(), *self.memory(), *self.float32(), *self.bfloat16()]
+    def run(self, scenarios: Sequence[str]) -> list[Bar]:
+        return [bar for name in scenarios for bar in getattr(self, name)()]
 
     def case(self, implementation: str, dtype: str, rows: int, **more: object) -> Case:
         plain = Case(implementation, dtype, rows, self.vocabulary, self.width)
@@ -193,7 +195,10 @@ class Bench:
         for divergence, trl_limit in (("reverse_kl", 0.60), ("jsd", 0.45)):
             plain = self.case("naive", "float32", rows, divergence=divergence)
             plain = replace(plain, reference=self.reference(plain))
-            cases = [replace(plain, implementation=name) for name in IMPLEMENTATIONS]
+            names = [*IMPLEMENTATIONS]
+            if divergence != "reverse_kl":
+                names.remove("checkpointed")
+            cases = [replace(plain, implementation=name) for name in names]
             if divergence == "reverse_kl":
                 cases.append(replace(plain, implementation="opd", frozen=True))
             found = self.scenario(f"time: float32, {rows} rows, {divergence}", cases, self.rounds)
@@ -360,8 +365,10 @@ def compared(case: Case, student: Tensor, head: Tensor) -> dict[str, float | Non
 
 
 def dense(divergence: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """Divergences `[n]` from `[n, V]` logits, as one would write them."""
-    log_s, log_q = log_softmax(student, -1), log_softmax(teacher, -1)
+    """Divergences `[n]` from `[n, V]` logits, as one would write them; softmax in float32."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    log_s = log_softmax(student, -1, dtype=dtype)
+    log_q = log_softmax(teacher, -1, dtype=dtype)
     if divergence == "reverse_kl":
         return kl_div(log_q, log_s, reduction="none", log_target=True).sum(-1)
     mixture = torch.logaddexp(log_s, log_q) - math.log(2)
@@ -372,10 +379,10 @@ def dense(divergence: str, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def rows_loss(divergence: str, student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-    """Divergences `[n]` through full logits in the type of the inputs, softmax in float32."""
+    """Divergences `[n]` through full logits in the type of the inputs."""
     with torch.no_grad():
         shown = linear(teacher, head)
-    return dense(divergence, linear(student, head).float(), shown.float())
+    return dense(divergence, linear(student, head), shown)
 
 
 def naive(divergence: str) -> Loss:

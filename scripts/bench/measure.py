@@ -201,7 +201,7 @@ def print_bars(bars: Sequence[Bar]) -> None:
     rows = [
         (
             bar.name,
-            "-" if bar.value is None else f"{bar.value:.3f}",
+            "-" if bar.value is None else f"{bar.value:.3g}",
             f"{'>=' if bar.at_least else '<='} {bar.limit:g}",
             verdicts[bar.holds],
         )

@@ -66,7 +66,7 @@ from opd.rollout.sampler import Sampler
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain, Solution
 from opd.teacher.weights import External, Live
-from opd.types import Batch, Message, Prompt, Rollout, Scores, Verdict
+from opd.types import Message, Prompt, Rollout, Verdict
 
 VOCABULARY = 32_768
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>")
@@ -435,15 +435,10 @@ def take_step(
         seen = teacher.contexts(group, 0, ("view",), chat)
         trajectories.append(Trajectory(rollout, verdict, 0.0, 1.0, seen))
     micro = pack(trajectories, tokens_per_batch=16_384, packing=False, pad_id=chat.pad_id)
-    update = learner.update(micro, scored(teacher, trajectories, micro, learner), start // BATCH)
+    scores = teacher.score(trajectories, micro, ("view",), learner)
+    update = learner.update(micro, scores, start // BATCH)
     taken.loss = update.metrics["loss/distil"]
     taken.tokens = update.tokens
-
-
-def scored(
-    teacher: Teacher, trajectories: Sequence[Trajectory], batches: Sequence[Batch], learner: Learner
-) -> list[dict[str, Scores]]:
-    return teacher.score(trajectories, batches, ("view",), learner)
 
 
 def recorded(prompt: Prompt, chat: Chat, response: Sequence[int]) -> Rollout:

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 def test_quick_loss_benchmark(tmp_path: Path) -> None:
     done = subprocess.run(
         [
