@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE = 1 << 14
-"""Vocabulary entries that a CPU multiplies at once: its library's scratch grows with them."""
+TILE = 1 << 12
+"""Vocabulary entries that a CPU multiplies at once: its library's scratch grows with them, and a
+tile's product is added while it is still in the cache."""
 
 
 def computing_dtype(weight: Tensor) -> torch.dtype:

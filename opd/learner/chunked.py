@@ -11,10 +11,12 @@ Legend: `N` rows, `c` rows of a chunk, `b` rows of a block, `K` chosen entries, 
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,8 +24,9 @@ from torch import Tensor
 
 from opd import product
 from opd.head import Head, at_least_single, chunk_size
-from opd.learner import row_kernel
+from opd.learner import row_kernel, row_tables
 from opd.learner.row_kernel import Statistics
+from opd.learner.row_tables import Tables
 from opd.learner.sides import ShiftedLogits, Side, StudentLogits, TeacherLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -54,9 +57,9 @@ class RowFunction(ABC):
         """The taken tokens `[b]`."""
         raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
-    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
-        """What a call yields, from what a kernel found of the rows: the divergences and log-probs
-        in it carry the gradient."""
+    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
+        """What a call yields, from what was found of the rows: the divergences and log-probs in it
+        carry the gradient."""
         raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
 
@@ -94,10 +97,18 @@ class Work:
         dtype = product.computing_dtype(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = Chunks(self, hidden, pull, needs, narrowed(self.head, vocabulary, dtype), wide)
-            size = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
-            for start in range(0, hidden.shape[0], size):
-                chunks.take(slice(start, min(start + size, hidden.shape[0])))
+            most = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
+            for window in even(hidden.shape[0], most):
+                chunks.take(window)
         return chunks.values, chunks.gradients()
+
+
+def even(rows: int, most: int) -> list[slice]:
+    """`rows` in windows of at most `most`, none of them small: each costs a pass over the weight's
+    gradient, however few its rows."""
+    count = math.ceil(rows / most)
+    ends = [rows * number // count for number in range(count + 1)] if count else []
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def narrowed(head: Head, vocabulary: int, dtype: torch.dtype) -> Head:
@@ -134,6 +145,10 @@ class Chunks:
             else narrowed(theirs, head.weight.shape[0], product.computing_dtype(theirs.weight))
             for view, (_, theirs) in work.teachers.items()
         }
+        heads = [head, *self.teacher_heads.values()]
+        self.may_exclude = any(
+            each.bias is not None and bool(each.bias.isneginf().any()) for each in heads
+        )
 
     def take(self, window: slice) -> None:
         """Compute the values of the rows `window` and add their gradients."""
@@ -145,8 +160,13 @@ class Chunks:
         sides = {view: self.side(view, window) for view in self.work.teachers}
         pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
         comparison = self.work.function.comparison
-        if comparison is not None and uses_kernel(comparison, scores):
-            self.compare(window, scores, sides[comparison.view], comparison, pulls=pulls)
+        if comparison is not None:
+            side = sides[comparison.view]
+            if uses_kernel(comparison, scores):
+                self.compare(window, scores, side, comparison, pulls=pulls)
+            else:
+                for block in blocks(len(rows), scores):
+                    self.compare_block(window, block, scores, side, comparison, pulls=pulls)
             if pulls:
                 self.add(window, scores, (), is_whole=True)
             return
@@ -176,21 +196,54 @@ class Chunks:
     ) -> None:
         """Compute the values of the rows `window` by the kernel, and turn `scores` `[c, V]` into
         their gradient."""
-        function = self.work.function
-        other, target_ids = side.scores(slice(None)), function.target_ids(window)
-        about = scores, other, target_ids
+        about = scores, side.scores(slice(None)), self.work.function.target_ids(window)
+        how = comparison.divergence, comparison.temperature
         by: dict[str, Any] = {"difference": side.is_difference, "softcap": self.head.softcap}
-        what = comparison.divergence, comparison.temperature
-        found = row_kernel.measure(*about, *what, **by)
+        found = row_kernel.measure(*about, *how, **by)
+        scales = self.evaluate(window, found, pulls=pulls)
+        if scales is not None:
+            row_kernel.pull_(*about, found, *how, **by, **scales)  # pyright: ignore
+
+    def compare_block(
+        self,
+        window: slice,
+        block: slice,
+        scores: Tensor,
+        side: Side,
+        comparison: Comparison,
+        *,
+        pulls: bool,
+    ) -> None:
+        """The same for the rows `block` of `window`, without a kernel."""
+        here = slice(window.start + block.start, window.start + block.stop)
+        found = row_tables.measure(
+            scores[block],
+            side.scores(block),
+            self.work.function.target_ids(here),
+            comparison.divergence,
+            comparison.temperature,
+            difference=side.is_difference,
+            softcap=self.head.softcap,
+            may_exclude=self.may_exclude,
+        )
+        scales = self.evaluate(here, found, pulls=pulls)
+        if scales is not None:
+            row_tables.pull_(scores[block], found, comparison.temperature, **scales)
+
+    def evaluate(
+        self, rows: slice, found: Statistics | Tables, *, pulls: bool
+    ) -> dict[str, Tensor] | None:
+        """Write the values of `rows`; what their sum pulls at the divergences and at the taken
+        tokens' log-probs, each `[b]`, if that is asked for."""
         leaves = [part.requires_grad_(pulls) for part in (found.divergence, found.logprob)]
         with torch.set_grad_enabled(pulls):
-            value = function.of_statistics(window, found)
-            self.values[window] = value.detach()
+            value = self.work.function.of_statistics(rows, found)
+            self.values[rows] = value.detach()
             if not pulls:
-                return
-            weighted = value if self.pull is None else value * self.pull[window]
+                return None
+            weighted = value if self.pull is None else value * self.pull[rows]
             divergence, taken = pulled(weighted.sum(), leaves)
-        row_kernel.pull_(*about, found, *what, **by, divergence_scale=divergence, taken_scale=taken)
+        return {"divergence_scale": divergence, "taken_scale": taken}
 
     def rounds(self) -> bool:
         """Whether the student's scores may be rounded: both sides then carry the same error."""
@@ -463,7 +516,7 @@ class Weighted(RowFunction):
     def target_ids(self, rows: slice) -> Tensor:
         return torch.zeros_like(self.found[rows], dtype=torch.long)
 
-    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
+    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
         logprob = found.logprob
         return self.weighted(rows, self.loss.of_distance(found.divergence, logprob, logprob)[0])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from opd.head import Head, taken, taken_and_entropy
 from opd.learner.chunked import RowFunction, chosen_rows, fused
 from opd.learner.row_kernel import Statistics
+from opd.learner.row_tables import Tables
 from opd.learner.sides import StudentLogits
 from opd.objective.logits import Logits
 from opd.objective.loss import Comparison, Loss, Observed, RowLoss, TokenLoss
@@ -110,7 +111,7 @@ class Pass(RowFunction):
                 self.columns.measure(kind, index, *taken_and_entropy(table, part.target_ids))
         return value
 
-    def of_statistics(self, rows: slice, found: Statistics) -> Tensor:
+    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
         index = self.counted[rows]
         part = self.batch.rows(index)
         comparison = self.comparison

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from opd import product
 from opd.head import Head, at_least_single
+from opd.learner.row_tables import over, shifted
+from opd.objective.divergence import Probs
 from opd.objective.logits import Logits
-
-LARGEST_SHIFT = 80.0
-"""Nats by which a teacher's score may exceed the student's, so that its exponential is finite."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,5 @@ class ShiftedLogits(TeacherLogits):
         )
 
     def normalised(self, temperature: float) -> Tensor:
-        # log q = log p + d - log <p, e^d>: what rounding does to p is common to both and cancels.
-        student = self.student.measured(temperature)
-        shift = (self.shift() / temperature).clamp_(max=LARGEST_SHIFT)
-        gained = torch.expm1(shift).mul_(student.exp()).sum(-1, keepdim=True)
-        return shift.add_(student).sub_(gained.log1p_())
+        student = Probs(self.student.measured(temperature))
+        return shifted(student, over(self.shift(), temperature))

@@ -24,6 +24,25 @@ LEAST = torch.finfo(torch.float32).tiny
 """What a probability is raised to before its log is taken, so that 0 times it stays 0."""
 
 
+class Probs:
+    """Rows of next-token probabilities `[n, K]`, and their logs."""
+
+    def __init__(
+        self, log: Tensor, probs: Tensor | None = None, *, may_exclude: bool = True
+    ) -> None:
+        self.log = log
+        self._probs = probs
+        self.may_exclude = may_exclude
+        """Whether some probability may be 0; a log of -inf costs two more reads."""
+
+    @property
+    def probs(self) -> Tensor:
+        """Computed once; not to be written to."""
+        if self._probs is None:
+            self._probs = self.log.exp()
+        return self._probs
+
+
 class Parts(NamedTuple):
     """A sum entry by entry, each `[n, K]`."""
 
@@ -33,9 +52,10 @@ class Parts(NamedTuple):
     """Their derivatives in the student's log-probs, taken as independent numbers."""
 
 
-def times_log_ratio(probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`a (log a - log b)`, `[n, K]`, from a and both logs; 0 where a is 0."""
-    return (first - second).mul_(probs).masked_fill_(first.isneginf(), 0.0)
+def kl_entries(first: Probs, second: Tensor) -> Tensor:
+    """`a (log a - log b)`, `[n, K]`, from a and log b; 0 where a is 0."""
+    entries = (first.log - second).mul_(first.probs)
+    return entries.masked_fill_(first.log.isneginf(), 0.0) if first.may_exclude else entries
 
 
 def log_mixture(first: Tensor, second: Tensor, second_share: float) -> Tensor:
@@ -50,9 +70,10 @@ class _Entries(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: FunctionCtx, student: Tensor, target: Tensor, divergence: Divergence, balanced: bool
     ) -> Tensor:
-        entries, slopes = divergence.parts(student, target)
+        sides = Probs(student), Probs(target)
+        entries, slopes = divergence.parts(*sides)
         if balanced:
-            mass, mass_slopes = divergence.mass(student, target)
+            mass, mass_slopes = divergence.mass(*sides)
             entries, slopes = entries + mass, slopes + mass_slopes
         ctx.save_for_backward(slopes)
         return entries
@@ -70,12 +91,12 @@ class Divergence(ABC):
     """Distance between normalised rows: at least 0, and 0 only where they agree."""
 
     @abstractmethod
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        """The divergence from log-probs `[n, K]`, without autograd."""
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        """The divergence of tables `[n, K]`, without autograd; new tensors, to be overwritten."""
 
-    def mass(self, student: Tensor, target: Tensor) -> Parts:
+    def mass(self, student: Probs, target: Probs) -> Parts:
         """What makes every summand at least 0, and sums to 0 where both rows sum to one."""
-        nothing = torch.zeros_like(student)
+        nothing = torch.zeros_like(student.log)
         return Parts(nothing, nothing)
 
     def entries(self, student: Tensor, target: Tensor) -> Tensor:
@@ -95,27 +116,23 @@ class Divergence(ABC):
 class ForwardKL(Divergence):
     """KL(q || s): covers whatever the teacher would say. The gradient in the logits is s - q."""
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        q = target.exp()
-        return Parts(times_log_ratio(q, target, student), -q)
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        return Parts(kl_entries(target, student.log), -target.probs)
 
-    def mass(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp()
-        return Parts(s - target.exp(), s)
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        return Parts(student.probs - target.probs, student.probs)
 
 
 @part
 class ReverseKL(Divergence):
     """KL(s || q): seeks the teacher's mode."""
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp()
-        entries = times_log_ratio(s, student, target)
-        return Parts(entries, s.add_(entries))
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        entries = kl_entries(student, target.log)
+        return Parts(entries, entries + student.probs)
 
-    def mass(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp()
-        return Parts(target.exp() - s, -s)
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        return Parts(target.probs - student.probs, -student.probs)
 
 
 @part
@@ -128,12 +145,12 @@ class JSD(Divergence):
 
     teacher_weight: Share = 0.5
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        b, s, q = self.teacher_weight, student.exp(), target.exp()
-        mixture = log_mixture(s, q, b)
-        from_student = times_log_ratio(s, student, mixture).mul_(1 - b)
-        from_teacher = times_log_ratio(q, target, mixture).mul_(b)
-        return Parts(from_teacher.add_(from_student), from_student)
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        b = self.teacher_weight
+        mixture = log_mixture(student.probs, target.probs, b)
+        from_student = kl_entries(student, mixture).mul_(1 - b)
+        from_teacher = kl_entries(target, mixture)
+        return Parts(torch.add(from_student, from_teacher, alpha=b), from_student)
 
 
 @part
@@ -143,15 +160,14 @@ class SkewKL(Divergence):
     skew: Share = 0.1
     """Share of the teacher in the mixture."""
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        s, q = student.exp(), target.exp()
-        mixture = log_mixture(s, q, self.skew)
-        slopes = (s * q * (-mixture).exp()).mul_(self.skew - 1)
-        return Parts(times_log_ratio(q, target, mixture), slopes)
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        mixture = log_mixture(student.probs, target.probs, self.skew)
+        slopes = (student.probs * target.probs * (-mixture).exp_()).mul_(self.skew - 1)
+        return Parts(kl_entries(target, mixture), slopes)
 
-    def mass(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp() * (1 - self.skew)
-        return Parts(s - target.exp() * (1 - self.skew), s)
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        rest = 1 - self.skew
+        return Parts((student.probs - target.probs) * rest, student.probs * rest)
 
 
 @part
@@ -161,22 +177,21 @@ class SkewReverseKL(Divergence):
     skew: Share = 0.1
     """Share of the student in the mixture."""
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        s, q = student.exp(), target.exp()
-        mixture = log_mixture(q, s, self.skew)
-        entries = times_log_ratio(s, student, mixture)
-        return Parts(entries, entries + s - (s * s * (-mixture).exp()).mul_(self.skew))
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        s = student.probs
+        mixture = log_mixture(target.probs, s, self.skew)
+        entries = kl_entries(student, mixture)
+        return Parts(entries, entries + s - (s * s * (-mixture).exp_()).mul_(self.skew))
 
-    def mass(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp() * (1 - self.skew)
-        return Parts(target.exp() * (1 - self.skew) - s, -s)
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        rest = 1 - self.skew
+        return Parts((target.probs - student.probs) * rest, student.probs * -rest)
 
 
 @part
 class TotalVariation(Divergence):
     """Half of |q - s| summed: the largest difference in the probability of any event, at most 1."""
 
-    def parts(self, student: Tensor, target: Tensor) -> Parts:
-        s = student.exp()
-        gap = s - target.exp()
-        return Parts(gap.abs() / 2, s * gap.sign() / 2)
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        gap = student.probs - target.probs
+        return Parts(gap.abs() / 2, student.probs * gap.sign() / 2)

@@ -1,0 +1,161 @@
+"""Divergence, its gradient and the taken tokens' log-probs of a few rows, where there is no kernel.
+
+The same two calls as in `row_kernel`; what the first finds is kept for the second, so that nothing
+is read or exponentiated twice. Meant for as many rows as a CPU's cache holds. Ours.
+
+Legend: `n` rows, `V` vocabulary, `z_s` and `z_t` raw logits of student and teacher, `p` and `q`
+their probabilities at the temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from opd.head import at_least_single, taken
+from opd.objective.divergence import Divergence, Probs
+
+LARGEST_GAP = 80.0
+"""Nats by which a teacher's logit may exceed the student's, so that its exponential is finite."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was found of some rows."""
+
+    divergence: Tensor
+    """`[n]` nats."""
+    logprob: Tensor
+    """`[n]` nats, log p of the taken tokens."""
+    target_ids: Tensor
+    student: Probs
+    target: Probs
+    slopes: Tensor
+    """`[n, V]`, the divergence's derivatives in log p."""
+    cap_slopes: Tensor | None
+    """`[n, V]`, the derivatives of the soft-cap."""
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """`[n]` nats."""
+        return entropy(self.student)
+
+    @cached_property
+    def teacher_logprob(self) -> Tensor:
+        """`[n]` nats, log q of the taken tokens."""
+        return taken(self.target.log, self.target_ids)
+
+    @cached_property
+    def teacher_entropy(self) -> Tensor:
+        """`[n]` nats."""
+        return entropy(self.target)
+
+
+def measure(
+    logits: Tensor,
+    other: Tensor,
+    target_ids: Tensor,
+    divergence: Divergence,
+    temperature: float,
+    *,
+    difference: bool,
+    softcap: float | None,
+    may_exclude: bool,
+) -> Tables:
+    """Compare the rows `logits` `[n, V]` = z_s with `other` `[n, V]` = z_t, or z_t - z_s with
+    `difference`; `target_ids` `[n]` int64 are the taken tokens.
+
+    Entries that are -inf on both sides count 0; without `may_exclude` there are none.
+    """
+    raw = at_least_single(logits)
+    scores = capped(raw, softcap)
+    log_student = torch.log_softmax(over(scores, temperature), dim=-1)
+    student = Probs(log_student, may_exclude=may_exclude)
+    if difference:
+        gap = at_least_single(other)
+        if softcap is not None:
+            gap = capped(raw + gap, softcap).sub_(scores)
+        log_target = shifted(student, over(gap, temperature))
+    else:
+        theirs = over(capped(at_least_single(other), softcap), temperature)
+        log_target = torch.log_softmax(theirs, dim=-1)
+    target = Probs(log_target, may_exclude=may_exclude)
+    entries, slopes = divergence.parts(student, target)
+    return Tables(
+        divergence=entries.sum(-1),
+        logprob=taken(log_student, target_ids),
+        target_ids=target_ids,
+        student=student,
+        target=target,
+        slopes=slopes,
+        cap_slopes=None if softcap is None else 1 - (scores / softcap).square_(),
+    )
+
+
+def pull_(
+    logits: Tensor,
+    found: Tables,
+    temperature: float,
+    *,
+    divergence_scale: Tensor,
+    taken_scale: Tensor,
+) -> None:
+    """Overwrite `logits` `[n, V]`, in their own type, with the gradient in z_s of
+    sum(divergence_scale * D(p, q) + taken_scale * log p[target]), both scales `[n]`.
+
+    `found` is what `measure` found of them, and is spent. A row of scale 0 gets 0, whatever its
+    divergence.
+    """
+    scale = divergence_scale / temperature
+    counts = (scale != 0).unsqueeze(-1)
+    slopes = found.slopes
+    if not bool(counts.all()):
+        slopes.masked_fill_(~counts, 0.0)
+    # Through the softmax: g - p sum(g) for the slopes g, and e_y - p for the taken token y.
+    pull_total = slopes.sum(-1) * scale + taken_scale / temperature
+    slopes.mul_(scale.unsqueeze(-1))
+    slopes.scatter_add_(
+        -1, found.target_ids.unsqueeze(-1), (taken_scale / temperature).unsqueeze(-1)
+    )
+    slopes.addcmul_(found.student.probs, pull_total.unsqueeze(-1), value=-1)
+    if found.cap_slopes is not None:
+        slopes.mul_(found.cap_slopes)
+    logits.copy_(slopes)
+
+
+def over(scores: Tensor, temperature: float) -> Tensor:
+    """`scores / temperature`, without a copy at 1."""
+    return scores if temperature == 1.0 else scores / temperature
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """`softcap * tanh(scores / softcap)`, without a copy where there is none."""
+    return scores if softcap is None else (scores / softcap).tanh_().mul_(softcap)
+
+
+def shifted(student: Probs, gap: Tensor) -> Tensor:
+    """`log q` `[n, V]` of the logits that exceed the student's by `gap`.
+
+    log q = log p + d - log <p, e^d>: what rounding does to p is common to both sides and cancels.
+    """
+    gained = dot(student.probs, torch.expm1(gap))
+    if not bool(gained.isfinite().all()):
+        gap = gap.clamp(max=LARGEST_GAP)
+        gained = dot(student.probs, torch.expm1(gap))
+    return torch.add(gap, student.log).sub_(gained.log1p_().unsqueeze(-1))
+
+
+def entropy(side: Probs) -> Tensor:
+    """`[n]` nats."""
+    if side.may_exclude:
+        # exp(-inf) * -inf is NaN; a token that cannot be drawn adds nothing.
+        return -side.probs.mul(side.log).masked_fill_(side.log.isneginf(), 0.0).sum(-1)
+    return -dot(side.probs, side.log)
+
+
+def dot(first: Tensor, second: Tensor) -> Tensor:
+    """The products of rows `[n, V]` summed, `[n]`."""
+    return torch.linalg.vecdot(first, second)
