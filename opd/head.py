@@ -12,8 +12,8 @@ from torch import Tensor
 
 from opd import product
 
-CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
-"""Scores held at once: 128 MiB in float32 on a CPU, 512 MiB on a GPU, whose products want size."""
+CHUNK_ELEMENTS = {"cpu": 5 << 23, "cuda": 1 << 27}
+"""Scores held at once: 160 MiB in float32 on a CPU, 512 MiB on a GPU, whose products want size."""
 
 FEWEST_ROWS = {"cpu": 64, "cuda": 1024}
 """Under this many rows a product with the head waits for memory."""

@@ -20,22 +20,36 @@ def computing_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def scores(rows: Tensor, weight: Tensor, bias: Tensor | None, *, rounds: bool) -> Tensor:
+def scores(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    rounds: bool,
+    into: Tensor | None = None,
+) -> Tensor:
     """`rows @ weight.T + bias`, `[c, V]` from `[c, D]` and `[V, D]` of one dtype.
 
     Half-precision factors give float32, since rounded scores lose what tells two close models
-    apart; with `rounds` they give their own dtype where that is faster.
+    apart; with `rounds` they give their own dtype, which a CPU multiplies faster. `into` `[c, V]`
+    of the result's dtype is written to where it is given: new memory costs a tenth of the product.
     """
-    if rows.dtype in (torch.float32, torch.float64) or (rounds and rows.device.type == "cpu"):
-        product = rows @ weight.T
-    elif rounds:
-        product = torch.mm(rows, weight.T)
+    halves = rows.dtype not in (torch.float32, torch.float64)
+    if not halves or rounds:
+        product = torch.mm(rows, weight.T, out=into)
     elif rows.device.type == "cpu":
-        tiles = weight.split(TILE)
-        product = torch.cat([rows.float() @ tile.float().T for tile in tiles], dim=-1)
-    else:
+        tiles = [rows.float() @ tile.float().T for tile in weight.split(TILE)]
+        product = torch.cat(tiles, dim=-1, out=into)
+    elif into is None:
         product = torch.mm(rows, weight.T, out_dtype=torch.float32)
-    return product if bias is None else product + bias.to(product.dtype)
+    else:
+        product = torch.mm(rows, weight.T, out_dtype=torch.float32, out=into)
+    return product if bias is None else product.add_(bias)
+
+
+def scores_dtype(dtype: torch.dtype, *, rounds: bool) -> torch.dtype:
+    """What `scores` yields of factors in `dtype`."""
+    return dtype if rounds or dtype == torch.float64 else torch.float32
 
 
 def add_rows_gradient(total: Tensor, pull: Tensor, weight: Tensor) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +28,7 @@ from opd.head import Head, at_least_single, chunk_size
 from opd.learner import row_kernel, row_tables
 from opd.learner.row_kernel import Statistics
 from opd.learner.row_tables import Tables
-from opd.learner.sides import ShiftedLogits, Side, StudentLogits, TeacherLogits
+from opd.learner.sides import Memory, ShiftedLogits, Side, StudentLogits, TeacherLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
@@ -133,6 +134,7 @@ class Chunks:
         self.hidden = hidden
         self.pull = pull
         self.head = head
+        self.memory: dict[str, Memory] = defaultdict(Memory)
         shape = work.head.weight.shape
         new = hidden.new_zeros
         self.values = new(hidden.shape[0], dtype=wide)
@@ -154,9 +156,8 @@ class Chunks:
         """Compute the values of the rows `window` and add their gradients."""
         rows = self.hidden[window]
         head = self.head
-        scores = product.scores(
-            rows.to(head.weight.dtype), head.weight, head.bias, rounds=self.rounds()
-        )
+        own = Side(rows.to(head.weight.dtype), head, self.memory[""], rounds=self.rounds())
+        scores = own.scores(slice(None))
         sides = {view: self.side(view, window) for view in self.work.teachers}
         pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
         comparison = self.work.function.comparison
@@ -256,10 +257,16 @@ class Chunks:
         head = self.teacher_heads[view]
         theirs = hidden[window]
         if head is not self.head:
-            return Side(theirs.to(head.weight.dtype), head)
+            return Side(theirs.to(head.weight.dtype), head, self.memory[view])
         # Subtracted before any rounding: the difference of rounded rows is mostly rounding.
         difference = at_least_single(theirs) - at_least_single(self.hidden[window])
-        return Side(difference.to(head.weight.dtype), head, is_difference=True)
+        return Side(
+            difference.to(head.weight.dtype),
+            head,
+            self.memory[view],
+            is_difference=True,
+            rounds=True,
+        )
 
     def add(
         self,

@@ -25,7 +25,10 @@ class Side:
     rows: Tensor
     """`[c, D]` hidden states, or the teacher's less the student's."""
     head: Head
+    memory: Memory
     is_difference: bool = False
+    rounds: bool = False
+    """Whether scores may be of the rows' own precision."""
     kept: list[Tensor] = field(default_factory=list)
 
     @property
@@ -35,9 +38,12 @@ class Side:
     def scores(self, block: slice) -> Tensor:
         """`[b, V]` of the rows `block`, before any soft-cap; the chunk is projected at once."""
         if not self.kept:
+            weight = self.head.weight
             bias = None if self.is_difference else self.head.bias
-            rounds = self.is_difference
-            self.kept.append(product.scores(self.rows, self.head.weight, bias, rounds=rounds))
+            dtype = product.scores_dtype(weight.dtype, rounds=self.rounds)
+            into = self.memory.table(len(self.rows), len(weight), dtype, weight.device)
+            found = product.scores(self.rows, weight, bias, rounds=self.rounds, into=into)
+            self.kept.append(found)
         return self.kept[0][block]
 
     def at(self, block: slice, ids: Tensor) -> Tensor:
@@ -47,6 +53,19 @@ class Side:
         if self.head.bias is None or self.is_difference:
             return scores
         return scores + self.head.bias[ids]
+
+
+class Memory:
+    """One side's scores, written over from chunk to chunk."""
+
+    def __init__(self) -> None:
+        self.kept: Tensor | None = None
+
+    def table(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`[rows, width]` of anything."""
+        if self.kept is None or len(self.kept) < rows:
+            self.kept = torch.empty(rows, width, dtype=dtype, device=device)
+        return self.kept[:rows]
 
 
 class StudentLogits(Logits):
