@@ -35,7 +35,7 @@ from opd.objective.logits import Logits
 from opd.objective.loss import Comparison, Distill
 from opd.objective.support import Full, Support
 
-BLOCK_ELEMENTS = 1 << 19
+BLOCK_ELEMENTS = 1 << 18
 """Scores whose losses a CPU computes at once: their tables stay in its cache."""
 
 
