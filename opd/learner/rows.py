@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from opd.head import Head, taken, taken_and_entropy
-from opd.learner.chunked import RowFunction, chosen_rows, fused
+from opd.learner.chunked import chosen_rows, fused
+from opd.learner.chunks import RowFunction
 from opd.learner.row_kernel import Statistics
 from opd.learner.row_tables import Tables
 from opd.learner.sides import StudentLogits

@@ -84,7 +84,8 @@ class _Entries(torch.autograd.Function):
         ctx: Any, pull: Tensor
     ) -> tuple[Tensor, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return pull * slopes, None, None, None
+        # A summand may be infinite where nothing pulls at it, and 0 * inf is NaN.
+        return (pull * slopes).masked_fill_(pull == 0, 0.0), None, None, None
 
 
 class Divergence(ABC):

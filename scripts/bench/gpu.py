@@ -41,7 +41,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd import product
 from opd.head import chunk_size
-from opd.learner import chunked, row_kernel
+from opd.learner import chunks, row_kernel
 from opd.learner.batch import pack, to_device
 from opd.learner.chunked import linear_divergence
 from opd.learner.learner import Learner, Optimizer
@@ -974,7 +974,7 @@ def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
     loss = opd(divergence, chunk_tokens)
 
     def without_kernel(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        with patch.object(chunked, "uses_kernel", lambda *_: False):
+        with patch.object(chunks, "uses_kernel", lambda *_: False):
             return loss(student, head, teacher)
 
     return without_kernel
@@ -986,7 +986,7 @@ the sum of the scaled divergences and its gradient in the student's scores."""
 
 
 def around(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
-    """The products of `opd.learner.chunked` and nothing else, around `rows_of`."""
+    """The products of `opd.learner.chunks` and nothing else, around `rows_of`."""
 
     class Fused(torch.autograd.Function):
         @staticmethod

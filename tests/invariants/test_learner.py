@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from opd.errors import NumericError
-from opd.learner import chunked
+from opd.learner import chunks
 from opd.learner.batch import pack
 from opd.learner.learner import Learner
 from opd.objective.divergence import JSD, ForwardKL, ReverseKL
@@ -88,7 +88,7 @@ def test_any_chunk_size(
     student: Student, trajectories: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = step(student(TERMS), trajectories)
-    monkeypatch.setattr(chunked, "chunk_size", lambda vocabulary, device: 3)
+    monkeypatch.setattr(chunks, "chunk_size", lambda vocabulary, device: 3)
     assert distance(whole, step(student(TERMS), trajectories)) < 1e-5
 
 

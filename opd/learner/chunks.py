@@ -1,0 +1,375 @@
+"""One pass over the student's rows, a chunk at a time: values, and what their sum pulls at.
+
+Legend: `N` rows, `c` rows of a chunk, `b` rows of a block, `K` chosen entries, `V` vocabulary,
+`D` hidden width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd import product
+from opd.head import Head, at_least_single, chunk_size
+from opd.learner import row_kernel, row_tables
+from opd.learner.row_kernel import Statistics
+from opd.learner.row_tables import Tables
+from opd.learner.sides import Memory, ShiftedLogits, Side, StudentLogits, TeacherLogits
+from opd.objective.logits import Logits
+from opd.objective.loss import Comparison
+
+BLOCK_ELEMENTS = 1 << 18
+"""Scores whose losses a CPU computes at once: their tables stay in its cache."""
+
+
+class RowFunction(ABC):
+    """What a pass makes of its rows: one value each. Values of different rows must not depend on
+    each other."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What the values are functions of, beside the taken tokens' log-probs, if that is all."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
+    ) -> Tensor:
+        """The values `[b]` of some rows, from both sides' logits."""
+
+    def target_ids(self, rows: slice) -> Tensor:
+        """The taken tokens `[b]`."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
+
+    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
+        """What a call yields, from what was found of the rows: the divergences and log-probs in it
+        carry the gradient."""
+        raise NotImplementedError(f"{type(self).__name__} names no comparison")
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a sum of values pulls at, where it was asked for."""
+
+    hidden: Tensor | None
+    """`[N, D]`."""
+    weight: Tensor | None
+    """`[V, D]`."""
+    bias: Tensor | None
+    """`[V]`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything about a pass but the student's tensors."""
+
+    head: Head
+    teachers: Mapping[str, tuple[Tensor, Head]]
+    """View to `[N, D']` hidden states and their head."""
+    function: RowFunction
+    chunk_tokens: int | None
+
+    def run(
+        self, hidden: Tensor, pull: Tensor | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, Gradients]:
+        """The values `[N]`, and the gradients of their sum, each times its `pull` `[N]` if given,
+        that are needed of (hidden, weight, bias)."""
+        weight = self.head.weight
+        wide = wide_dtype(hidden)
+        heads = [self.head, *(head for _, head in self.teachers.values())]
+        vocabulary = min(head.weight.shape[0] for head in heads)
+        dtype = product.computing_dtype(weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunks = Chunks(self, hidden, pull, needs, narrowed(self.head, vocabulary, dtype), wide)
+            most = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
+            for window in even(hidden.shape[0], most):
+                chunks.take(window)
+        return chunks.values, chunks.gradients()
+
+
+def even(rows: int, most: int) -> list[slice]:
+    """`rows` in windows of at most `most`, none of them small: each costs a pass over the weight's
+    gradient, however few its rows."""
+    count = math.ceil(rows / most)
+    ends = [rows * number // count for number in range(count + 1)] if count else []
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def narrowed(head: Head, vocabulary: int, dtype: torch.dtype) -> Head:
+    """The first `vocabulary` entries of `head` in `dtype`: the rest is one model's padding."""
+    bias = None if head.bias is None else head.bias.detach()[:vocabulary]
+    return Head(head.weight.detach()[:vocabulary].to(dtype), bias, head.softcap)
+
+
+class Chunks:
+    """The sums of a pass, filled a chunk at a time."""
+
+    def __init__(
+        self,
+        work: Work,
+        hidden: Tensor,
+        pull: Tensor | None,
+        needs: tuple[bool, bool, bool],
+        head: Head,
+        wide: torch.dtype,
+    ) -> None:
+        self.work = work
+        self.hidden = hidden
+        self.pull = pull
+        self.head = head
+        self.memory = Memory()
+        self.teacher_memory = {view: Memory() for view in work.teachers}
+        shape = work.head.weight.shape
+        new = hidden.new_zeros
+        self.values = new(hidden.shape[0], dtype=wide)
+        self.rows = torch.empty_like(hidden) if needs[0] else None
+        self.weight = new(shape, dtype=wide) if needs[1] else None
+        self.bias = new(shape[0], dtype=wide) if needs[2] else None
+        self.teacher_heads = {
+            view: head
+            if shares_head(work.head, theirs)
+            else narrowed(theirs, head.weight.shape[0], product.computing_dtype(theirs.weight))
+            for view, (_, theirs) in work.teachers.items()
+        }
+        heads = [head, *self.teacher_heads.values()]
+        self.may_exclude = any(
+            each.bias is not None and bool(each.bias.isneginf().any()) for each in heads
+        )
+
+    def take(self, window: slice) -> None:
+        """Compute the values of the rows `window` and add their gradients."""
+        rows = self.hidden[window]
+        head = self.head
+        own = Side(rows.to(head.weight.dtype), head, self.memory, rounds=self.rounds())
+        scores = own.scores(slice(None))
+        sides = {view: self.side(view, window) for view in self.work.teachers}
+        pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
+        comparison = self.work.function.comparison
+        if comparison is not None:
+            side = sides[comparison.view]
+            if uses_kernel(comparison, scores):
+                self.compare(window, scores, side, comparison, pulls=pulls)
+            else:
+                for block in blocks(len(rows), scores):
+                    self.compare_block(window, block, scores, side, comparison, pulls=pulls)
+            if pulls:
+                self.add(window, scores, (), is_whole=True)
+            return
+        picked: list[tuple[slice, Tensor, Tensor]] = []
+        is_whole = False
+        for block in blocks(len(rows), scores):
+            here = slice(window.start + block.start, window.start + block.stop)
+            student = StudentLogits(scores[block], head, pulls=pulls)
+            with torch.set_grad_enabled(pulls):
+                value = self.work.function(here, student, views(student, sides, block))
+                self.values[here] = value.detach()
+                if not pulls:
+                    continue
+                weighted = value if self.pull is None else value * self.pull[here]
+                found = pulled(weighted.sum(), student.leaves())
+            count = len(student.whole)
+            for gradient in found[:count]:
+                scores[block] = gradient
+                is_whole = True
+            sparse = zip(student.chosen, found[count:], strict=True)
+            picked += [(block, ids, gradient) for (ids, _), gradient in sparse]
+        if pulls:
+            self.add(window, scores, picked, is_whole=is_whole)
+
+    def compare(
+        self, window: slice, scores: Tensor, side: Side, comparison: Comparison, *, pulls: bool
+    ) -> None:
+        """Compute the values of the rows `window` by the kernel, and turn `scores` `[c, V]` into
+        their gradient."""
+        about = scores, side.scores(slice(None)), self.work.function.target_ids(window)
+        how = comparison.divergence, comparison.temperature
+        by: dict[str, Any] = {"difference": side.is_difference, "softcap": self.head.softcap}
+        found = row_kernel.measure(*about, *how, **by)
+        scales = self.evaluate(window, found, pulls=pulls)
+        if scales is not None:
+            row_kernel.pull_(*about, found, *how, **by, **scales)  # pyright: ignore
+
+    def compare_block(
+        self,
+        window: slice,
+        block: slice,
+        scores: Tensor,
+        side: Side,
+        comparison: Comparison,
+        *,
+        pulls: bool,
+    ) -> None:
+        """The same for the rows `block` of `window`, without a kernel."""
+        here = slice(window.start + block.start, window.start + block.stop)
+        found = row_tables.measure(
+            scores[block],
+            side.scores(block),
+            self.work.function.target_ids(here),
+            comparison.divergence,
+            comparison.temperature,
+            difference=side.is_difference,
+            softcap=self.head.softcap,
+            may_exclude=self.may_exclude,
+        )
+        scales = self.evaluate(here, found, pulls=pulls)
+        if scales is not None:
+            row_tables.pull_(scores[block], found, comparison.temperature, **scales)
+
+    def evaluate(
+        self, rows: slice, found: Statistics | Tables, *, pulls: bool
+    ) -> dict[str, Tensor] | None:
+        """Write the values of `rows`; what their sum pulls at the divergences and at the taken
+        tokens' log-probs, each `[b]`, if that is asked for."""
+        leaves = [part.requires_grad_(pulls) for part in (found.divergence, found.logprob)]
+        with torch.set_grad_enabled(pulls):
+            value = self.work.function.of_statistics(rows, found)
+            self.values[rows] = value.detach()
+            if not pulls:
+                return None
+            weighted = value if self.pull is None else value * self.pull[rows]
+            divergence, taken = pulled(weighted.sum(), leaves)
+        return {"divergence_scale": divergence, "taken_scale": taken}
+
+    def rounds(self) -> bool:
+        """Whether the student's scores may be rounded: both sides then carry the same error."""
+        shared = all(head is self.head for head in self.teacher_heads.values())
+        return shared and self.hidden.device.type == "cpu" and bool(self.teacher_heads)
+
+    def side(self, view: str, window: slice) -> Side:
+        """A teacher's rows of a chunk."""
+        hidden, _ = self.work.teachers[view]
+        head = self.teacher_heads[view]
+        theirs = hidden[window]
+        if head is not self.head:
+            return Side(theirs.to(head.weight.dtype), head, self.teacher_memory[view])
+        # Subtracted before any rounding: the difference of rounded rows is mostly rounding.
+        difference = at_least_single(theirs) - at_least_single(self.hidden[window])
+        return Side(
+            difference.to(head.weight.dtype),
+            head,
+            self.teacher_memory[view],
+            is_difference=True,
+            rounds=True,
+        )
+
+    def add(
+        self,
+        window: slice,
+        gradient: Tensor,
+        picked: Sequence[tuple[slice, Tensor, Tensor]],
+        *,
+        is_whole: bool,
+    ) -> None:
+        """Add the gradients of a chunk: `gradient` `[c, V]` if anything read whole rows, and those
+        of single entries."""
+        rows = self.hidden[window]
+        dtype = self.head.weight.dtype
+        if is_whole:
+            for block, ids, values in picked:
+                gradient[block].scatter_add_(-1, ids, values.to(gradient.dtype))
+            self.add_whole(window, gradient.to(dtype), rows.to(dtype))
+            return
+        if self.rows is not None:
+            self.rows[window] = 0
+        for block, ids, values in picked:
+            self.add_chosen(window.start, block, ids, values, at_least_single(rows[block]))
+
+    def add_whole(self, window: slice, gradient: Tensor, rows: Tensor) -> None:
+        vocabulary = gradient.shape[1]
+        if self.rows is not None:
+            total = torch.zeros_like(rows, dtype=self.values.dtype)
+            product.add_rows_gradient(total, gradient, self.head.weight)
+            self.rows[window] = total
+        if self.weight is not None:
+            product.add_weight_gradient(self.weight[:vocabulary], gradient, rows)
+        if self.bias is not None:
+            self.bias[:vocabulary] += gradient.sum(0, dtype=self.values.dtype)
+
+    def add_chosen(
+        self, start: int, block: slice, ids: Tensor, values: Tensor, rows: Tensor
+    ) -> None:
+        if self.rows is not None:
+            chosen = at_least_single(self.head.weight[ids])
+            here = slice(start + block.start, start + block.stop)
+            self.rows[here] += torch.einsum("bk,bkd->bd", values, chosen).to(self.rows.dtype)
+        if self.weight is not None:
+            outer = values.unsqueeze(-1) * rows.unsqueeze(1)
+            self.weight.index_add_(0, ids.flatten(), outer.flatten(0, 1))
+        if self.bias is not None:
+            self.bias.index_add_(0, ids.flatten(), values.flatten())
+
+    def gradients(self) -> Gradients:
+        """The sums in the dtype of what they belong to."""
+        bias = self.work.head.bias
+        return Gradients(
+            self.rows,
+            None if self.weight is None else rounded(self.weight, self.work.head.weight.dtype),
+            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
+        )
+
+
+def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total` in `dtype`, written into the front of its own memory where it gets narrower."""
+    if total.dtype == dtype:
+        return total
+    narrow = total.view(-1).view(dtype)[: total.numel()]
+    # In ascending order what is written never reaches what is still to be read.
+    step = 1 << 22
+    wide = total.view(-1)
+    for start in range(0, total.numel(), step):
+        narrow[start : start + step] = wide[start : start + step].clone()
+    return narrow.view(total.shape)
+
+
+def shares_head(first: Head, second: Head) -> bool:
+    """Whether two heads are one: the same memory, and so the same numbers, in both."""
+    return (
+        first.weight.data_ptr() == second.weight.data_ptr()
+        and first.weight.shape == second.weight.shape
+        and first.softcap == second.softcap
+        and (first.bias is second.bias)
+    )
+
+
+def uses_kernel(comparison: Comparison, scores: Tensor) -> bool:
+    """Whether a chunk's rows go through the kernel: on a GPU, or where Triton is interpreted."""
+    here = scores.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return here and scores.dtype != torch.float64 and row_kernel.supported(comparison.divergence)
+
+
+def blocks(rows: int, scores: Tensor) -> list[slice]:
+    """Rows whose losses are computed together: few on a CPU, for its cache; a chunk on a GPU."""
+    size = rows if scores.device.type != "cpu" else max(1, BLOCK_ELEMENTS // scores.shape[1])
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def views(
+    student: StudentLogits, sides: Mapping[str, Side], block: slice
+) -> Mapping[str, TeacherLogits]:
+    """What each teacher says of the rows `block`."""
+    return {
+        view: ShiftedLogits(student, side, block)
+        if side.is_difference
+        else TeacherLogits(side, block)
+        for view, side in sides.items()
+    }
+
+
+def pulled(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of `total` in `leaves`, zeros where it does not depend on them."""
+    if not leaves or not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+
+
+def wide_dtype(hidden: Tensor) -> torch.dtype:
+    """What losses of `hidden` are summed in."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -1,0 +1,233 @@
+"""All losses of a micro-batch in one pass, against full logits and autograd in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd import product
+from opd.head import Head, taken
+from opd.learner.rows import Rows, student_rows
+from opd.objective.correction import TruncatedImportance
+from opd.objective.divergence import JSD, ForwardKL, ReverseKL
+from opd.objective.logits import Logits
+from opd.objective.loss import (
+    Comparison,
+    Distill,
+    Likelihood,
+    Loss,
+    Observed,
+    PolicyGradient,
+    RowLoss,
+    SampledReverseKL,
+)
+from opd.objective.support import TopK
+from opd.types import Batch, Scores
+from tests.batches import batch_of
+
+TOKENS, VOCABULARY, WIDTH = 11, 23, 6
+TEMPERATURE = 1.3
+
+
+@dataclass
+class Case:
+    """A batch, a student and two teachers in float64; the first shares the student's head."""
+
+    hidden: Tensor
+    head: Head
+    batch: Batch
+    scores: Mapping[str, Scores]
+    scales: Mapping[str, Tensor]
+
+
+def case(*names: str) -> Case:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    ids = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    batch = batch_of([4, 7], advantage=[1.0, -0.5], sampled_logprob=-draw(TOKENS).abs() - 2)
+    batch = Batch(**{**vars(batch), "target_ids": ids})
+    head = Head((draw(VOCABULARY, WIDTH) / 2).requires_grad_(), draw(VOCABULARY))
+    hidden = draw(TOKENS, WIDTH).requires_grad_()
+    present = torch.ones(TOKENS, dtype=torch.bool)
+    near, far = hidden.detach() + draw(TOKENS, WIDTH) / 3, draw(TOKENS, WIDTH)
+    other = Head(draw(VOCABULARY, WIDTH) / 2)
+    scores = {
+        "near": Scores(near, head, present, ids, TEMPERATURE),
+        "far": Scores(far, other, present, ids, TEMPERATURE),
+    }
+    scales = {name: torch.rand(TOKENS, generator=generator, dtype=torch.float64) for name in names}
+    for number, scale in enumerate(scales.values()):
+        scale[number::3] = 0
+        scale[-1] = 0
+    return Case(hidden, head, batch, scores, scales)
+
+
+def run(given: Case, losses: Mapping[str, Loss]) -> tuple[Rows, list[Tensor]]:
+    rows = student_rows(
+        given.hidden, given.head, given.batch, given.scores, losses, given.scales, TEMPERATURE
+    )
+    rows.total.backward()
+    found = [part.grad for part in (given.hidden, given.head.weight)]
+    return rows, [part for part in found if part is not None]
+
+
+def by_definition(given: Case, losses: Mapping[str, Loss]) -> tuple[Tensor, list[Tensor]]:
+    """The same from the whole table of logits."""
+    assert given.head.bias is not None
+    student = Logits(given.hidden @ given.head.weight.T + given.head.bias)
+    teachers = {
+        view: Logits(
+            (
+                seen.hidden @ seen.head.weight.T + (0 if seen.head.bias is None else seen.head.bias)
+            ).detach()
+        )
+        for view, seen in given.scores.items()
+    }
+    ids = given.batch.target_ids
+    total = given.hidden.sum() * 0
+    for name, loss in losses.items():
+        if isinstance(loss, RowLoss):
+            value, _ = loss.rows(student, ids, given.batch.sampled_logprob, teachers)
+        else:
+            logprob = taken(student.log_probs(TEMPERATURE), ids)
+            value, _ = loss.tokens(logprob, given.batch, given.scores)  # pyright: ignore
+        total = total + (given.scales[name] * value).sum()
+    found = torch.autograd.grad(total, (given.hidden, given.head.weight))
+    return total.detach(), list(found)
+
+
+def assert_same(losses: Mapping[str, Loss]) -> Rows:
+    reference, expected = by_definition(case(*losses), losses)
+    rows, found = run(case(*losses), losses)
+    torch.testing.assert_close(rows.total.detach(), reference, rtol=1e-6, atol=1e-9)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+    return rows
+
+
+def near(**more: object) -> Distill:
+    return Distill(view="near", temperature=TEMPERATURE, **more)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"distil": near(divergence=ReverseKL())},
+        {"distil": near(divergence=JSD(), correction=TruncatedImportance(cap=3.0))},
+        {"distil": near(divergence=JSD(), clip="token_scale"), "reinforce": PolicyGradient()},
+        {"distil": near(divergence=ForwardKL(), support=TopK(size=5)), "imitate": Likelihood()},
+        {
+            "distil": near(divergence=ForwardKL(), support=TopK(size=5, rest="renormalise")),
+            "reinforce": PolicyGradient(),
+        },
+        {
+            "near": near(divergence=JSD()),
+            "far": Distill(view="far", divergence=ReverseKL()),
+            "sampled": SampledReverseKL(view="far"),
+            "imitate": Likelihood(),
+        },
+        {"reinforce": PolicyGradient()},
+        {"hot": Distill(view="near", divergence=JSD(), temperature=0.8)},
+    ],
+    ids=lambda losses: "+".join(losses),
+)
+def test_one_pass_is_the_sum_of_its_losses(losses: Mapping[str, Loss]) -> None:
+    assert_same(losses)
+
+
+class Mixed(RowLoss):
+    """Forward KL to the mean of what two views say."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("near", "far")
+
+    def rows(
+        self,
+        student: Logits,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Logits],
+    ) -> tuple[Tensor, Observed]:
+        both = [teachers[view].log_probs(1.0) for view in self.views]
+        target = torch.stack(both).logsumexp(0) - torch.tensor(2.0).log()
+        return ForwardKL()(student.log_probs(1.0), target), {}
+
+
+def test_several_views_make_one_target() -> None:
+    assert_same({"mixed": Mixed()})
+
+
+def test_what_is_measured_beside_the_losses() -> None:
+    """With the comparison by tables, and as autograd goes over the whole rows."""
+    plain = {"distil": near(divergence=ReverseKL())}
+    whole = {"distil": near(divergence=ReverseKL(), clip="entry_nonneg", clip_at=1e9)}
+    assert plain["distil"].comparison == Comparison("near", ReverseKL(), TEMPERATURE)
+    assert whole["distil"].comparison is None
+    found = []
+    for losses in (plain, whole):
+        given = case(*losses)
+        rows, _ = run(given, losses)
+        logprob, entropy = given.head.score(given.hidden, given.batch.target_ids, TEMPERATURE)
+        torch.testing.assert_close(rows.logprob, logprob)
+        torch.testing.assert_close(rows.entropy, entropy)
+        seen, counts = given.scores["near"], given.scales["distil"] != 0
+        assert torch.equal(rows.counts, counts)
+        teacher_logprob, teacher_entropy = rows.teachers["near"]
+        torch.testing.assert_close(teacher_logprob[counts], seen.logprob[counts])
+        torch.testing.assert_close(teacher_entropy[counts], seen.entropy[counts])
+        found.append(rows)
+    torch.testing.assert_close(found[0].losses["distil"], found[1].losses["distil"])
+
+
+def test_tokens_that_count_nothing_get_no_gradient_but_are_measured() -> None:
+    losses = {"distil": near(divergence=JSD())}
+    given = case(*losses)
+    rows, (gradient, _) = run(given, losses)
+    idle = given.scales["distil"] == 0
+    assert idle.any() and not gradient[idle].any() and gradient[~idle].any()
+    assert bool((rows.logprob < 0).all()) and bool((rows.entropy > 0).all())
+    assert not rows.losses["distil"][idle].any()
+
+
+@pytest.mark.parametrize("beside", [Likelihood(), PolicyGradient()], ids=repr)
+def test_an_infinite_loss_that_counts_nothing_does_no_harm(beside: Loss) -> None:
+    losses = {"distil": Distill(view="far", divergence=ReverseKL(), temperature=TEMPERATURE)}
+    losses = {**losses, "beside": beside}
+    given = case(*losses)
+    excluded = torch.zeros(VOCABULARY, dtype=torch.float64)
+    excluded[2] = -torch.inf
+    far = given.scores["far"]
+    given.scores = {"far": replace(far, head=Head(far.head.weight, excluded))}
+    given.scales["distil"][:] = 0
+    given.scales["beside"][0] = 1
+    rows, found = run(given, losses)
+    assert all(bool(part.isfinite().all()) for part in found)
+    assert bool(rows.losses["distil"][0].isinf())
+
+
+def test_renormalised_entries_are_all_that_is_read_of_a_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = {"distil": near(divergence=ForwardKL(), support=TopK(size=2, rest="renormalise"))}
+    given = case(*losses)
+    widths: list[int] = []
+    whole = product.scores
+
+    def counted(rows: Tensor, weight: Tensor, *rest: object, **more: object) -> Tensor:
+        widths.append(len(rows))
+        return whole(rows, weight, *rest, **more)  # pyright: ignore
+
+    monkeypatch.setattr(product, "scores", counted)
+    rows, (_, gradient) = run(given, losses)
+    counts = int((given.scales["distil"] != 0).sum())
+    assert widths == [counts, TOKENS - counts]
+    assert int(gradient.any(-1).sum()) <= 2 * counts
+    assert rows.teachers == {}
