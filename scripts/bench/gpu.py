@@ -25,28 +25,25 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from gpu_losses import DIVERGENCES, IMPLEMENTATIONS, OURS, PEERS, Make, Problem, dense, gap
 from measure import RESULTS, Bar, machine, print_bars, print_table, ratio
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn.functional import kl_div, linear, log_softmax
+from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from opd import product
-from opd.head import chunk_size
-from opd.learner import chunks, row_kernel
+from opd.learner import row_kernel
 from opd.learner.batch import pack, to_device
-from opd.learner.chunked import linear_divergence
 from opd.learner.learner import Learner, Optimizer
 from opd.learner.model import LoRA, Model
-from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
+from opd.objective.divergence import Divergence, ReverseKL
 from opd.objective.loss import Distill
 from opd.objective.term import Term
 from opd.privileged import Trajectory
@@ -65,15 +62,6 @@ LOGIT_DEVIATION = 4.0
 NEAR, FAR = 0.008, 0.3
 """Noise between student and teacher in standard deviations of the hidden states; the first gives
 about 5e-4 nats a token, as in self-distillation."""
-DIVERGENCES: Mapping[str, tuple[Divergence, float]] = {
-    "reverse_kl": (ReverseKL(), 1.0),
-    "jsd": (JSD(), 0.5),
-    "forward_kl": (ForwardKL(), 0.0),
-}
-"""Ours, and the `beta` by which the peers mean the same."""
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The mean divergence from `[N, D]` student states, `[V, D]` head and `[N, D]` teacher states."""
 
 
 @dataclass(frozen=True)
@@ -532,7 +520,7 @@ class Bench:
             print(f"skipped {name} here: {str(error).splitlines()[0]}")
         except Exception as error:
             # Neither a peer's fault nor one of ours may cost what the run has found so far.
-            if name in PEERS:
+            if name in (*PEERS, "SDFT"):
                 print(f"skipped {name}: {type(error).__name__}: {str(error)[:200]}")
                 self.broken.add(name)
             else:
@@ -853,9 +841,6 @@ def kernel_alone(logits: Tensor, other: Tensor, divergence: Divergence, *, pulls
         )
 
 
-# Implementations of the loss
-
-
 @dataclass(frozen=True)
 class Case:
     """One size of the loss."""
@@ -868,205 +853,6 @@ class Case:
     def __str__(self) -> str:
         head = "frozen" if self.frozen else "trainable"
         return f"D={self.width} N={self.rows} {self.divergence} {head}"
-
-
-Problem = tuple[Tensor, Tensor, Tensor]
-Make = Callable[[str], Loss]
-
-
-def dense(divergence: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """Divergences `[n]` from `[n, V]` logits, as one would write them."""
-    log_s, log_q = log_softmax(student, -1), log_softmax(teacher, -1)
-    if divergence == "reverse_kl":
-        return kl_div(log_q, log_s, reduction="none", log_target=True).sum(-1)
-    if divergence == "forward_kl":
-        return kl_div(log_s, log_q, reduction="none", log_target=True).sum(-1)
-    mixture = torch.logaddexp(log_s, log_q) - math.log(2)
-    both = kl_div(mixture, log_s, reduction="none", log_target=True) + kl_div(
-        mixture, log_q, reduction="none", log_target=True
-    )
-    return both.sum(-1) / 2
-
-
-def gap(loss: Loss, problem: Problem, exact: Tensor) -> float:
-    """Norm of the error of the rows' gradient over the norm of the exact one."""
-    student = problem[0]
-    student.grad = problem[1].grad = None
-    loss(*problem).backward()
-    assert student.grad is not None, "every implementation gives the student a gradient"
-    error = (student.grad.double() - exact).norm() / exact.norm()
-    student.grad = problem[1].grad = None
-    return float(error)
-
-
-def naive(divergence: str) -> Loss:
-    def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        with torch.no_grad():
-            shown = linear(teacher, head)
-        return dense(divergence, linear(student, head).float(), shown.float()).mean()
-
-    return loss
-
-
-def trl(divergence: str) -> Loss:
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    beta = DIVERGENCES[divergence][1]
-
-    def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        per_token, _ = ChunkedDivergenceFunction.apply(  # pyright: ignore
-            student, head, None, teacher, head.detach(), None, beta
-        )
-        return per_token.mean()
-
-    return loss
-
-
-def liger(divergence: str) -> Loss:
-    from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction  # pyright: ignore
-
-    beta = DIVERGENCES[divergence][1]
-
-    def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        return LigerFusedLinearJSDFunction.apply(student, head, teacher, head.detach(), None, beta)
-
-    return loss
-
-
-def liger_chunked(divergence: str) -> Loss:
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore
-
-    fused = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0,
-        weight_soft_loss=1.0,
-        beta=DIVERGENCES[divergence][1],
-        compiled=torch.cuda.is_available(),
-    )
-
-    def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        labels = torch.zeros(len(student), dtype=torch.long, device=student.device)
-        return fused(student, head, teacher, head.detach(), labels)
-
-    return loss
-
-
-def opd(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """As it ships."""
-    part = DIVERGENCES[divergence][0]
-
-    def loss(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        weights = torch.full((len(student),), 1 / len(student), device=student.device)
-        total, _ = linear_divergence(
-            *(student, head, teacher, head, part), weights=weights, chunk_tokens=chunk_tokens
-        )
-        return total
-
-    return loss
-
-
-def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """The same chunks, their rows by what torch.compile makes of the plain formula."""
-    return around(divergence, compiled_rows, chunk_tokens)
-
-
-def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """As it ships where the kernel cannot run."""
-    loss = opd(divergence, chunk_tokens)
-
-    def without_kernel(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        with patch.object(chunks, "uses_kernel", lambda *_: False):
-            return loss(student, head, teacher)
-
-    return without_kernel
-
-
-Chunk = Callable[[Tensor, Tensor, str, float], tuple[Tensor, Tensor]]
-"""The student's scores `[c, V]`, the teacher's less these, the divergence and what scales it, to
-the sum of the scaled divergences and its gradient in the student's scores."""
-
-
-def around(divergence: str, rows_of: Chunk, chunk_tokens: int | None) -> Loss:
-    """The products of `opd.learner.chunks` and nothing else, around `rows_of`."""
-
-    class Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-            size = chunk_tokens or chunk_size(head.shape[0], head.device)
-            scale, total = 1 / len(student), student.new_zeros((), dtype=torch.float32)
-            dh = torch.empty_like(student)
-            dw = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-            for start in range(0, len(student), size):
-                rows, shown = student[start : start + size], teacher[start : start + size]
-                apart = (shown.float() - rows.float()).to(head.dtype)
-                scores = product.scores(rows, head, None, rounds=False)
-                difference = product.scores(apart, head, None, rounds=True)
-                value, gradient = rows_of(scores, difference, divergence, scale)
-                total += value
-                pull = gradient.to(head.dtype)
-                wide = torch.zeros_like(rows, dtype=torch.float32)
-                product.add_rows_gradient(wide, pull, head)
-                dh[start : start + size] = wide
-                if dw is not None:
-                    product.add_weight_gradient(dw, pull, rows)
-            ctx.found = dh, None if dw is None else dw.to(head.dtype)
-            return total
-
-        @staticmethod
-        def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-            dh, dw = ctx.found
-            del ctx.found
-            return dh.mul_(pull), None if dw is None else dw.mul_(pull), None
-
-    return lambda *problem: Fused.apply(*problem)  # pyright: ignore
-
-
-def compiled_rows(
-    scores: Tensor, difference: Tensor, divergence: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    value, gradient = plain_rows_compiled()(scores, difference, divergence)
-    return value * scale, gradient * scale
-
-
-@cache
-def plain_rows_compiled() -> Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]:
-    backend = "inductor" if torch.cuda.is_available() else "eager"
-    return torch.compile(plain_rows, dynamic=True, backend=backend)
-
-
-def plain_rows(scores: Tensor, difference: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
-    """The sum of the divergences and its gradient, as one would write them."""
-    log_p, apart = log_softmax(scores, -1), difference.float()
-    p = log_p.exp()
-    # log q - log p; the logarithm of one plus the mean keeps the digits of a small difference.
-    apart = apart - (p * apart.expm1()).sum(-1, keepdim=True).log1p()
-    q = p * apart.exp()
-    if divergence == "forward_kl":
-        return (q * apart).sum(), p - q
-    if divergence == "reverse_kl":
-        value = -(p * apart).sum(-1, keepdim=True)
-        return value.sum(), p * (-apart - value)
-    mixture = torch.log1p(apart.expm1() / 2)
-    own = -(p * mixture).sum(-1, keepdim=True)
-    return ((q * (apart - mixture)).sum() + own.sum()) / 2, p * (-mixture - own) / 2
-
-
-OURS: Mapping[str, Callable[..., Loss]] = {
-    "opd": opd,
-    "opd torch": opd_torch,
-    "opd compiled": opd_compiled,
-}
-PEERS: Mapping[str, Any] = {
-    "trl": trl,
-    "liger": liger,
-    "liger chunked": liger_chunked,
-    "naive": naive,
-    "SDFT": sdft,
-}
-LOSSES = tuple(name for name in PEERS if name != "SDFT")
-IMPLEMENTATIONS: Mapping[str, Make] = {
-    **OURS,
-    **{name: PEERS[name] for name in LOSSES},
-}
 
 
 def costs_of(costs: Mapping[str, Cost]) -> dict[str, object]:
