@@ -12,11 +12,12 @@ from torch import Tensor
 
 from opd import product
 
-CHUNK_ELEMENTS = {"cpu": 5 << 23, "cuda": 1 << 27}
-"""Scores held at once: 160 MiB in float32 on a CPU, 512 MiB on a GPU, whose products want size."""
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Scores held at once, as far as rows are not too few: 32 MiB in float32 on a CPU, which is about
+its last cache, and 512 MiB on a GPU."""
 
-FEWEST_ROWS = {"cpu": 64, "cuda": 1024}
-"""Under this many rows a product with the head waits for memory."""
+FEWEST_ROWS = {"cpu": 256, "cuda": 1024}
+"""With fewer rows a product with the head waits for the head."""
 
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -51,9 +52,7 @@ class Head:
         """`[n, D]` hidden states to `[n, V]` logits in float32 (float64 from float64)."""
         dtype = product.computing_dtype(self.weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = product.scores(
-                hidden.to(dtype), self.weight.to(dtype), self.bias, rounds=False
-            )
+            scores = product.scores(hidden.to(dtype), self.weight.to(dtype), self.bias)
         return self.capped(scores)
 
     @torch.no_grad()

@@ -13,6 +13,9 @@ TILE = 1 << 12
 """Vocabulary entries that a CPU multiplies at once: its library's scratch grows with them, and a
 tile's product is added while it is still in the cache."""
 
+SAMPLE_STRIDE = 64
+"""Every so many vocabulary entries are looked at to learn how high a row's scores are."""
+
 
 def computing_dtype(weight: Tensor) -> torch.dtype:
     """What a product with `weight` is computed in: autocast's choice inside autocast."""
@@ -25,18 +28,24 @@ def scores(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    rounds: bool,
+    rounds: bool = False,
+    up_to_shift: bool = False,
     into: Tensor | None = None,
 ) -> Tensor:
     """`rows @ weight.T + bias`, `[c, V]` from `[c, D]` and `[V, D]` of one dtype.
 
     Half-precision factors give float32, since rounded scores lose what tells two close models
-    apart; with `rounds` they give their own dtype, which a CPU multiplies faster. `into` `[c, V]`
-    of the result's dtype is written to where it is given: new memory costs a tenth of the product.
+    apart; with `rounds` they give their own dtype, which a CPU multiplies faster. Then, with
+    `up_to_shift`, a number is taken off each row such that its high scores lie near 0, where
+    rounding is fine. `into` `[c, V]` of the result's dtype is written to where it is given: new
+    memory costs a tenth of the product.
     """
-    halves = rows.dtype not in (torch.float32, torch.float64)
-    if not halves or rounds:
+    if rows.dtype in (torch.float32, torch.float64) or (rounds and not up_to_shift):
         product = torch.mm(rows, weight.T, out=into)
+    elif rounds:
+        off = -(rows @ weight[::SAMPLE_STRIDE].T).amax(-1, keepdim=True)
+        # The product is added to the shift before either is rounded.
+        product = torch.addmm(off.expand(-1, len(weight)), rows, weight.T, out=into)
     elif rows.device.type == "cpu":
         tiles = [rows.float() @ tile.float().T for tile in weight.split(TILE)]
         product = torch.cat(tiles, dim=-1, out=into)

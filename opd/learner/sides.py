@@ -36,13 +36,17 @@ class Side:
         return self.head.weight.shape[0]
 
     def scores(self, block: slice) -> Tensor:
-        """`[b, V]` of the rows `block`, before any soft-cap; the chunk is projected at once."""
+        """`[b, V]` of the rows `block`, before any soft-cap, each up to a number where they are
+        rounded; the chunk is projected at once."""
         if not self.kept:
             weight = self.head.weight
             bias = None if self.is_difference else self.head.bias
             dtype = product.scores_dtype(weight.dtype, rounds=self.rounds)
             into = self.memory.table(len(self.rows), len(weight), dtype, weight.device)
-            found = product.scores(self.rows, weight, bias, rounds=self.rounds, into=into)
+            shift = not self.is_difference and self.head.softcap is None
+            found = product.scores(
+                self.rows, weight, bias, rounds=self.rounds, up_to_shift=shift, into=into
+            )
             self.kept.append(found)
         return self.kept[0][block]
 

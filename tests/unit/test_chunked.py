@@ -341,8 +341,9 @@ def test_half_precision_keeps_the_signal_of_models_that_nearly_agree(
     in the head's precision or, from a residual stream in float32, in their own."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(64, 128, generator=generator).to(kept)
-    weight = (torch.randn(4096, 128, generator=generator) / 5).bfloat16()
-    noise = 0.01 * torch.randn(64, 128, generator=generator)
+    # Logits of deviation 4, as high as those of a language model.
+    weight = (torch.randn(4096, 128, generator=generator) * 4 / 128**0.5).bfloat16()
+    noise = 0.008 * torch.randn(64, 128, generator=generator)
     shown = (hidden.float() + noise).to(kept)
     found = []
     for dtype, states in ((torch.float64, torch.float64), (torch.bfloat16, kept)):
