@@ -209,7 +209,8 @@ class Chunks:
     ) -> None:
         """The same for the rows `block` of `window`, without a kernel."""
         here = slice(window.start + block.start, window.start + block.stop)
-        found = row_tables.measure(
+        measure, pull_ = row_tables.on(scores.device)
+        found = measure(
             scores[block],
             side.scores(block),
             self.work.function.target_ids(here),
@@ -221,7 +222,7 @@ class Chunks:
         )
         scales = self.evaluate(here, found, pulls=pulls)
         if scales is not None:
-            row_tables.pull_(scores[block], found, comparison.temperature, **scales)
+            pull_(scores[block], found, comparison.temperature, **scales)
 
     def evaluate(
         self, rows: slice, found: Statistics | Tables, *, pulls: bool

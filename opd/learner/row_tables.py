@@ -9,8 +9,9 @@ their probabilities at the temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ def pull_(
     scale = divergence_scale / temperature
     counts = (scale != 0).unsqueeze(-1)
     slopes = found.slopes
-    if not bool(counts.all()):
+    # Looking costs a CPU nothing, and would make a GPU wait.
+    if slopes.device.type != "cpu" or not bool(counts.all()):
         slopes.masked_fill_(~counts, 0.0)
     # Through the softmax: g - p sum(g) for the slopes g, and e_y - p for the taken token y.
     pull_total = slopes.sum(-1) * scale + taken_scale / temperature
@@ -124,6 +126,18 @@ def pull_(
     if found.cap_slopes is not None:
         slopes.mul_(found.cap_slopes)
     logits.copy_(slopes)
+
+
+def on(device: torch.device) -> tuple[Callable[..., Tables], Callable[..., None]]:
+    """`measure` and `pull_` as `device` runs them best: few rows at a time and plain on a CPU,
+    compiled into a few passes on a GPU."""
+    return (measure, pull_) if device.type == "cpu" else compiled()
+
+
+@cache
+def compiled() -> tuple[Callable[..., Tables], Callable[..., None]]:
+    """Both for any number of rows; compiled when first called."""
+    return torch.compile(measure, dynamic=True), torch.compile(pull_, dynamic=True)
 
 
 def over(scores: Tensor, temperature: float) -> Tensor:
@@ -142,7 +156,8 @@ def shifted(student: Probs, gap: Tensor) -> Tensor:
     log q = log p + d - log <p, e^d>: what rounding does to p is common to both sides and cancels.
     """
     gained = dot(student.probs, torch.expm1(gap))
-    if not bool(gained.isfinite().all()):
+    # Looking costs a CPU nothing, and would make a GPU wait.
+    if gap.device.type != "cpu" or not bool(gained.isfinite().all()):
         gap = gap.clamp(max=LARGEST_GAP)
         gained = dot(student.probs, torch.expm1(gap))
     return torch.add(gap, student.log).sub_(gained.log1p_().unsqueeze(-1))

@@ -1,4 +1,4 @@
-"""The implementations that gpu.py compares: ours in three forms, and its peers.
+"""The implementations that gpu.py compares: ours in two forms, and its peers.
 
 Each makes, of a divergence's name, a function to the mean divergence from student states `[N, D]`,
 head `[V, D]` and teacher states `[N, D]`. A peer is imported when it is made.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, linear, log_softmax
 
-from opd.learner import chunks, row_tables
+from opd.learner import chunks
 from opd.learner.chunked import linear_divergence
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
 
@@ -123,7 +121,7 @@ def opd(divergence: str, chunk_tokens: int | None = None) -> Loss:
     return loss
 
 
-def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
+def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
     """As it ships where the kernel cannot run."""
     loss = opd(divergence, chunk_tokens)
 
@@ -134,33 +132,8 @@ def opd_torch(divergence: str, chunk_tokens: int | None = None) -> Loss:
     return without_kernel
 
 
-def opd_compiled(divergence: str, chunk_tokens: int | None = None) -> Loss:
-    """The same, its rows by what torch.compile makes of them."""
-    loss = opd_torch(divergence, chunk_tokens)
-
-    def compiled(student: Tensor, head: Tensor, teacher: Tensor) -> Tensor:
-        with (
-            patch.object(row_tables, "measure", compiled_rows().measure),
-            patch.object(row_tables, "pull_", compiled_rows().pull_),
-        ):
-            return loss(student, head, teacher)
-
-    return compiled
-
-
-@cache
-def compiled_rows() -> SimpleNamespace:
-    """`row_tables`, compiled once; without a GPU only traced."""
-    backend = "inductor" if torch.cuda.is_available() else "eager"
-    return SimpleNamespace(
-        measure=torch.compile(row_tables.measure, dynamic=True, backend=backend),
-        pull_=torch.compile(row_tables.pull_, dynamic=True, backend=backend),
-    )
-
-
 OURS: Mapping[str, Callable[..., Loss]] = {
     "opd": opd,
-    "opd torch": opd_torch,
     "opd compiled": opd_compiled,
 }
 PEERS: Mapping[str, Make] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.head import Head
+from opd.learner import row_tables
 from opd.learner.chunked import linear_divergence
 from opd.objective.clip import Clip
 from opd.objective.divergence import (
@@ -368,3 +369,26 @@ def test_sharp_disagreement_stays_finite() -> None:
         total.backward()
         assert bool(total.isfinite())
         assert hidden.grad is not None and bool(hidden.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("divergence", [ReverseKL(), JSD()], ids=repr)
+def test_compiled_rows_are_the_plain_ones(divergence: Divergence) -> None:
+    """What a GPU without the kernel runs, compiled for this CPU."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    for measure, pull_ in ((row_tables.measure, row_tables.pull_), row_tables.compiled()):
+        generator.manual_seed(0)
+        for rows in (6, 4):
+            logits, other = torch.randn(2, rows, VOCABULARY, generator=generator)
+            ids, scale = torch.arange(rows), torch.rand(rows, generator=generator)
+            found = measure(
+                *(logits, other / 5, ids, divergence, 1.3),
+                difference=True,
+                softcap=None,
+                may_exclude=False,
+            )
+            pull_(logits, found, 1.3, divergence_scale=scale, taken_scale=-scale)
+            gradients.append((found.divergence, logits))
+    plain, compiled = gradients[:2], gradients[2:]
+    for mine, theirs in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(mine, theirs)
