@@ -62,10 +62,22 @@ class Head:
         """(`[n]` log-prob of `target_ids`, `[n]` entropy), in nats, a chunk of rows at a time."""
         size = chunk_size(self.weight.shape[0], hidden.device)
         parts = [
-            taken_and_entropy(torch.log_softmax(self.logits(rows) / temperature, -1), ids)
+            taken_and_entropy(log_softmax(self.logits(rows), temperature), ids)
             for rows, ids in zip(hidden.split(size), target_ids.split(size), strict=True)
         ]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def over(scores: Tensor, temperature: float) -> Tensor:
+    """`scores / temperature`, without a copy at 1."""
+    return scores if temperature == 1.0 else scores / temperature
+
+
+def log_softmax(scores: Tensor, temperature: float) -> Tensor:
+    """Log-probs `[n, V]` of `[n, V]` scores over `temperature`."""
+    # torch's own adds up a vocabulary of 150,000 with ten times the rounding.
+    scores = over(scores - scores.detach().amax(-1, keepdim=True), temperature)
+    return scores - scores.logsumexp(-1, keepdim=True)
 
 
 def taken(log_probs: Tensor, ids: Tensor) -> Tensor:

@@ -16,11 +16,8 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from opd.head import at_least_single, taken
+from opd.head import at_least_single, over, taken
 from opd.objective.divergence import Divergence, Probs
-
-LARGEST_GAP = 80.0
-"""Nats by which a teacher's logit may exceed the student's, so that its exponential is finite."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +70,19 @@ def measure(
     """
     raw = at_least_single(logits)
     scores = capped(raw, softcap)
-    log_student = torch.log_softmax(over(scores, temperature), dim=-1)
-    student = Probs(log_student, may_exclude=may_exclude)
+    student = normalised(scores, temperature, may_exclude=may_exclude)
     if difference:
         gap = at_least_single(other)
         if softcap is not None:
             gap = capped(raw + gap, softcap).sub_(scores)
-        log_target = shifted(student, over(gap, temperature))
+        target = Probs(shifted(student, over(gap, temperature)), may_exclude=may_exclude)
     else:
-        theirs = over(capped(at_least_single(other), softcap), temperature)
-        log_target = torch.log_softmax(theirs, dim=-1)
-    target = Probs(log_target, may_exclude=may_exclude)
+        theirs = capped(at_least_single(other), softcap)
+        target = normalised(theirs, temperature, may_exclude=may_exclude)
     entries, slopes = divergence.parts(student, target)
     return Tables(
         divergence=entries.sum(-1),
-        logprob=taken(log_student, target_ids),
+        logprob=taken(student.log, target_ids),
         target_ids=target_ids,
         student=student,
         target=target,
@@ -140,9 +135,13 @@ def compiled() -> tuple[Callable[..., Tables], Callable[..., None]]:
     return torch.compile(measure, dynamic=True), torch.compile(pull_, dynamic=True)
 
 
-def over(scores: Tensor, temperature: float) -> Tensor:
-    """`scores / temperature`, without a copy at 1."""
-    return scores if temperature == 1.0 else scores / temperature
+def normalised(scores: Tensor, temperature: float, *, may_exclude: bool) -> Probs:
+    """The softmax of `[n, V]` scores over `temperature`, and its log."""
+    # As head.log_softmax, keeping what is exponentiated.
+    log = over(scores - scores.amax(-1, keepdim=True), temperature)
+    probs = log.exp()
+    total = probs.sum(-1, keepdim=True)
+    return Probs(log.sub_(total.log()), probs.div_(total), may_exclude=may_exclude)
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
@@ -155,12 +154,15 @@ def shifted(student: Probs, gap: Tensor) -> Tensor:
 
     log q = log p + d - log <p, e^d>: what rounding does to p is common to both sides and cancels.
     """
+    moved = gap + student.log
     gained = dot(student.probs, torch.expm1(gap))
+    # Near -1 it has lost its digits, and the two lie so far apart that rounding matters less.
+    near = (gained > -0.5) & gained.isfinite()
+    shift = gained.log1p()
     # Looking costs a CPU nothing, and would make a GPU wait.
-    if gap.device.type != "cpu" or not bool(gained.isfinite().all()):
-        gap = gap.clamp(max=LARGEST_GAP)
-        gained = dot(student.probs, torch.expm1(gap))
-    return torch.add(gap, student.log).sub_(gained.log1p_().unsqueeze(-1))
+    if gap.device.type != "cpu" or not bool(near.all()):
+        shift = torch.where(near, shift, moved.logsumexp(-1))
+    return moved.sub_(shift.unsqueeze(-1))
 
 
 def entropy(side: Probs) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from opd import product
-from opd.head import Head, at_least_single
-from opd.learner.row_tables import over, shifted
+from opd.head import Head, at_least_single, log_softmax, over
+from opd.learner.row_tables import shifted
 from opd.objective.divergence import Probs
 from opd.objective.logits import Logits
 
@@ -97,7 +97,7 @@ class StudentLogits(Logits):
         known = self._log_probs.get(temperature)
         if known is not None:
             return known.detach()
-        return torch.log_softmax(self.head.capped(self.raw()) / temperature, dim=-1)
+        return log_softmax(self.head.capped(self.raw()), temperature)
 
     def top(self, size: int) -> Tensor:
         # A soft-cap keeps the order.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opd.head import at_least_single
+from opd.head import at_least_single, log_softmax
 
 
 class Logits:
@@ -34,8 +34,7 @@ class Logits:
 
     def normalised(self, temperature: float) -> Tensor:
         """What `log_probs` keeps."""
-        scores = self.scores()
-        return torch.log_softmax(scores if temperature == 1.0 else scores / temperature, dim=-1)
+        return log_softmax(self.scores(), temperature)
 
     def is_read(self, temperature: float) -> bool:
         """Whether some loss has asked for the log-probs at `temperature`."""

@@ -392,3 +392,23 @@ def test_compiled_rows_are_the_plain_ones(divergence: Divergence) -> None:
     plain, compiled = gradients[:2], gradients[2:]
     for mine, theirs in zip(plain, compiled, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("support", [Full(), TopK(size=20)], ids=repr)
+def test_single_precision_over_a_real_vocabulary(support: Support) -> None:
+    """A sum over 150,000 entries is where float32 loses its digits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, 16, generator=generator)
+    weight = torch.randn(151_936, 16, generator=generator)
+    shown = hidden + 0.3 * torch.randn(4, 16, generator=generator)
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaf, head = hidden.clone().to(dtype).requires_grad_(), weight.to(dtype)
+        total, _ = linear_divergence(
+            leaf, head, shown.to(dtype), head, ReverseKL(), support=support
+        )
+        total.backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.double())
+    exact, found = gradients
+    assert (found - exact).norm() / exact.norm() < 1e-5

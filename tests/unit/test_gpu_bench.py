@@ -32,7 +32,7 @@ def test_a_trial_on_a_cpu(tmp_path: Path) -> None:
     found = json.loads(written.read_text())
     assert found["failed"] == [] and found["dropped"] == []
     assert {bar["holds"] for bar in found["bars"]} == {None}, "a CPU says nothing about a GPU"
-    for name in ("opd", "opd torch", "opd compiled"):
+    for name in ("opd", "opd compiled"):
         assert found["accuracy"][name]["far jsd"] < 0.03, "bfloat16 rounding and no more"
         assert all(name in case["costs"] for case in found["losses"])
     assert len(found["steps"]) >= 6
