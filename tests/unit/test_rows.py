@@ -104,8 +104,11 @@ def by_definition(given: Case, losses: Mapping[str, Loss]) -> tuple[Tensor, list
 
 
 def assert_same(losses: Mapping[str, Loss]) -> Rows:
-    reference, expected = by_definition(case(*losses), losses)
-    rows, found = run(case(*losses), losses)
+    given = case(*losses)
+    reference, expected = by_definition(given, losses)
+    rows, found = run(given, losses)
+    logprob, _ = given.head.score(given.hidden, given.batch.target_ids, TEMPERATURE)
+    torch.testing.assert_close(rows.logprob, logprob)
     torch.testing.assert_close(rows.total.detach(), reference, rtol=1e-6, atol=1e-9)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
