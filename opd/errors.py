@@ -13,6 +13,12 @@ class RecipeError(OpdError):
     exit_code = 2
 
 
+class SandboxError(OpdError):
+    """Programs that a model wrote cannot be run safely here."""
+
+    exit_code = 3
+
+
 class DataError(OpdError):
     """A dataset, tokenizer or stored rollout is missing, malformed or does not fit."""
 

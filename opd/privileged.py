@@ -10,6 +10,29 @@ from opd.types import Prompt, Rollout, Verdict
 
 
 @dataclass(frozen=True, repr=False)
+class Case:
+    """One run of a program: what it reads and what it must then print."""
+
+    given: str
+    expected: str
+
+
+@dataclass(frozen=True, repr=False)
+class ProgramTests:
+    """What a program must pass: assertions on its functions, or cases of standard input."""
+
+    assertions: tuple[str, ...] = ()
+    """Statements, each of which raises when the program is wrong."""
+    setup: str = ""
+    """Statements that stand before the assertions: imports and helpers of the tests."""
+    preamble: str = ""
+    """Statements that stand before the program: what its prompt has given it."""
+    cases: tuple[Case, ...] = ()
+    shown: int = 0
+    """How many of the first assertions or cases the prompt shows, so that feedback may too."""
+
+
+@dataclass(frozen=True, repr=False)
 class Privileged:
     """What only rewards and teacher views may read. Printing it shows no content."""
 
@@ -19,6 +42,8 @@ class Privileged:
     """Short and checkable."""
     demonstration: str | None = None
     """A whole response as an expert would write it."""
+    tests: ProgramTests | None = None
+    """For a problem that is answered by a program."""
 
     def __repr__(self) -> str:
         return "Privileged(<redacted>)"

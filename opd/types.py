@@ -66,6 +66,9 @@ class Verdict:
     status: Status
     reward: float
     feedback: str | None = None
+    answer: str | None = None
+    """The final answer that was judged, written so that equal answers are equal texts as far as the
+    reward can tell; what a majority is taken over. None where there is none to compare."""
 
     @property
     def success(self) -> bool:

