@@ -177,6 +177,12 @@ def causal_of(model: Causal) -> PreTrainedModel:
     return cast("PreTrainedModel", plain)
 
 
+def backbone_of(model: Causal) -> nn.Module:
+    """The model without its head."""
+    causal = causal_of(model)
+    return getattr(causal, causal.base_model_prefix)
+
+
 def head_of(model: Causal) -> Head:
     """The head of `model`; its weight is the live parameter."""
     causal = causal_of(model)
@@ -191,7 +197,7 @@ def hidden_states(model: Causal, context: Context) -> Tensor:
     Right padding needs no mask under causal attention; packing passes its boundaries.
     """
     causal = causal_of(model)
-    backbone = getattr(causal, causal.base_model_prefix)
+    backbone = backbone_of(causal)
     if context.boundaries is None:
         output = backbone(input_ids=context.input_ids, use_cache=False)
     else:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from opd.learner.attention import IMPLEMENTATIONS
 from opd.learner.batch import Ids, build_context, context_to, fill, padded_rows, positions
-from opd.learner.model import Causal, causal_of, hidden_states
+from opd.learner.model import Causal, backbone_of, causal_of, hidden_states
 
 ANY_ID = 0
 """What stands on the right of a row, after all that a causal model reads, is never seen."""
@@ -230,8 +230,3 @@ def visible(lengths: Tensor, before: int, width: int) -> Tensor:
     rows = lengths.shape[0]
     parts = in_prompt[:, None].expand(rows, width, before), in_response.expand(rows, width, width)
     return torch.cat(parts, dim=-1).unsqueeze(1)
-
-
-def backbone_of(causal: nn.Module) -> nn.Module:
-    """The model without its head."""
-    return getattr(causal, str(causal.base_model_prefix))
