@@ -19,8 +19,7 @@ from torch import Tensor
 
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
-from opd.learner.row_kernel import Statistics
-from opd.learner.row_tables import Tables
+from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -174,7 +173,7 @@ class Weighted(RowFunction):
     def target_ids(self, rows: slice) -> Tensor:
         return torch.zeros_like(self.found[rows], dtype=torch.long)
 
-    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
+    def of_comparison(self, rows: slice, found: Compared) -> Tensor:
         logprob = found.logprob
         return self.weighted(rows, self.loss.of_distance(found.divergence, logprob, logprob)[0])
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from opd.head import Head
 from opd.learner import row_tables
 from opd.learner.chunked import linear_divergence
+from opd.learner.chunks import even
+from opd.learner.row_pairs import RowPairs
 from opd.objective.clip import Clip
 from opd.objective.divergence import (
     JSD,
@@ -269,6 +271,16 @@ def test_any_chunk(chunk_tokens: int) -> None:
     torch.testing.assert_close(*found)
 
 
+def test_windows_are_even_and_the_largest_comes_first() -> None:
+    """Tables are made for the first, and written over by the others."""
+    for rows, most in product(range(1, 40), (1, 4, 7, 100)):
+        sizes = [window.stop - window.start for window in even(rows, most)]
+        assert sum(sizes) == rows and len(sizes) == math.ceil(rows / most)
+        assert sizes[0] == max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert even(10, 4) == [slice(0, 4), slice(4, 7), slice(7, 10)]
+    assert even(0, 4) == []
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     case = Case(shared=True)
     hidden, head, shown, _ = case.sides(torch.float64)
@@ -376,18 +388,16 @@ def test_compiled_rows_are_the_plain_ones(divergence: Divergence) -> None:
     """What a GPU without the kernel runs, compiled for this CPU."""
     generator = torch.Generator().manual_seed(0)
     gradients = []
-    for measure, pull_ in ((row_tables.measure, row_tables.pull_), row_tables.compiled()):
+    for rows_by in (row_tables.PLAIN, row_tables.compiled()):
         generator.manual_seed(0)
         for rows in (6, 4):
             logits, other = torch.randn(2, rows, VOCABULARY, generator=generator)
             ids, scale = torch.arange(rows), torch.rand(rows, generator=generator)
-            found = measure(
-                *(logits, other / 5, ids, divergence, 1.3),
-                difference=True,
-                softcap=None,
-                may_exclude=False,
+            pairs = RowPairs(
+                *(logits, other / 5, ids, divergence, 1.3), is_difference=True, may_exclude=False
             )
-            pull_(logits, found, 1.3, divergence_scale=scale, taken_scale=-scale)
+            found = rows_by.measure(pairs)
+            rows_by.pull_(pairs, found, scale, -scale)
             gradients.append((found.divergence, logits))
     plain, compiled = gradients[:2], gradients[2:]
     for mine, theirs in zip(plain, compiled, strict=True):
