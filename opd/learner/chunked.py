@@ -174,8 +174,9 @@ class Weighted(RowFunction):
         return torch.zeros_like(self.found[rows], dtype=torch.long)
 
     def of_comparison(self, rows: slice, found: Compared) -> Tensor:
+        assert self.comparison is not None, "a loss that comes down to no comparison"
         logprob = found.logprob
-        return self.weighted(rows, self.loss.of_distance(found.divergence, logprob, logprob)[0])
+        return self.weighted(rows, self.comparison.loss(found.divergence, logprob, logprob)[0])
 
     def weighted(self, rows: slice, loss: Tensor) -> Tensor:
         """The losses `[b]` of some rows times their scales."""

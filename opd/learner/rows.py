@@ -119,8 +119,9 @@ class Pass(RowFunction):
         assert comparison is not None, "nothing was to be compared"
 
         def of_rows(loss: RowLoss) -> tuple[Tensor, Observed]:
-            logprob = found.logprob.detach()
-            return loss.of_distance(found.divergence, logprob, part.sampled_logprob)
+            mine = loss.comparison
+            assert mine is not None, "a loss that comes down to no comparison"
+            return mine.loss(found.divergence, found.logprob.detach(), part.sampled_logprob)
 
         value = self.summed(index, part, of_rows, lambda: found.logprob)
         teacher = f"teacher {comparison.view}"

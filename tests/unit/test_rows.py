@@ -16,7 +16,6 @@ from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
 from opd.objective.loss import (
-    Comparison,
     Distill,
     Likelihood,
     Loss,
@@ -172,7 +171,9 @@ def test_what_is_measured_beside_the_losses() -> None:
     """With the comparison by tables, and as autograd goes over the whole rows."""
     plain = {"distil": near(divergence=ReverseKL())}
     whole = {"distil": near(divergence=ReverseKL(), clip="entry_nonneg", clip_at=1e9)}
-    assert plain["distil"].comparison == Comparison("near", ReverseKL(), TEMPERATURE)
+    compared = plain["distil"].comparison
+    assert compared is not None and compared.divergence == ReverseKL()
+    assert compared.view == "near" and compared.temperature == TEMPERATURE
     assert whole["distil"].comparison is None
     found = []
     for losses in (plain, whole):
