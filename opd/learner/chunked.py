@@ -129,7 +129,7 @@ def linear_divergence(
         weights = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
     counted = weights.detach().nonzero().squeeze(-1)
     loss = Distill(
-        view="teacher",
+        target="teacher",
         divergence=divergence,
         support=support or Full(),
         clip=clip,

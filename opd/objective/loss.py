@@ -22,6 +22,7 @@ from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
+from opd.objective.target import Target
 from opd.types import Batch, Scores
 
 Observed = Mapping[str, Tensor]
@@ -85,13 +86,14 @@ class TokenLoss(Loss):
 
 @part
 class Distill(RowLoss):
-    """Divergence from what a teacher view says at each of the student's own prefixes.
+    """Divergence from what the teacher says at each of the student's own prefixes.
 
     Gradients flow through the student's probabilities, not through the choice of prefixes. arXiv
     2601.18734, 2601.19897 and 2601.20802 differ in the parts that they put in.
     """
 
-    view: str
+    target: str | Target
+    """A view, or what several sides add up to."""
     divergence: Divergence
     support: Support = field(default_factory=Full)
     clip: Clip = "none"
@@ -103,7 +105,7 @@ class Distill(RowLoss):
 
     @property
     def views(self) -> tuple[str, ...]:
-        return (self.view,)
+        return (self.target,) if isinstance(self.target, str) else self.target.read
 
     def rows(
         self,
@@ -112,18 +114,25 @@ class Distill(RowLoss):
         sampled_logprob: Tensor,
         teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        compared = self.support(student, teachers[self.view], self.temperature)
+        compared = self.support(student, self._target(student, teachers), self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
         return loss, self._observed(share)
 
+    def _target(self, student: Logits, teachers: Mapping[str, Logits]) -> Logits:
+        if isinstance(self.target, str):
+            return teachers[self.target]
+        return self.target.logits(student, teachers, self.temperature)
+
     @property
     def comparison(self) -> Comparison | None:
-        if not isinstance(self.support, Full) or self.clip in ("entry_nonneg", "entry_raw"):
+        if not isinstance(self.target, str) or not isinstance(self.support, Full):
             return None
-        return Comparison(self.view, self.divergence, self.temperature, self._of_distance)
+        if self.clip in ("entry_nonneg", "entry_raw"):
+            return None
+        return Comparison(self.target, self.divergence, self.temperature, self._of_distance)
 
     def _of_distance(
         self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor

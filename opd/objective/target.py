@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.objective.logits import Logits
 
 TINY = 1e-8
 """Keeps the ratios of AlignedMean defined where all sides agree (arXiv 2605.20643)."""
@@ -35,6 +36,11 @@ class Target(ABC):
     @abstractmethod
     def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
         """The target's log-probs `[n, V]`, up to a number a row, from log-probs `[n, V]`."""
+
+    def logits(self, student: Logits, teachers: Mapping[str, Logits], temperature: float) -> Logits:
+        """What a loss at `temperature` reads in the place of a view's logits."""
+        said = {view: teachers[view].log_probs(temperature) for view in self.read}
+        return Logits(temperature * self(student.measured(temperature), said))
 
 
 @part
@@ -91,7 +97,7 @@ class ArithmeticMean(Target):
 
 @part
 class GeometricMean(Target):
-    """What several views agree on: an entry that one of them all but excludes is all but excluded."""
+    """What several views agree on: what one of them excludes is excluded."""
 
     views: Views
 

@@ -644,7 +644,7 @@ class Bench:
                 attention="varlen" if cuda and layout != "padded" else "sdpa",
                 lora=LoRA() if lora else None,
             ),
-            {"distil": Term(loss=Distill(view="view", divergence=ReverseKL()))},
+            {"distil": Term(loss=Distill(target="view", divergence=ReverseKL()))},
             Optimizer(),
             Accelerator(cpu=not cuda),
             steps=10,

@@ -51,7 +51,7 @@ def step(folder: Path, divergence: Divergence, clip: Clip, *, cpu: bool) -> dict
     forget_device()
     accelerator = Accelerator(cpu=cpu)
     assert accelerator.device.type == ("cpu" if cpu else "cuda")
-    loss = Distill(view="solution", divergence=divergence, clip=clip)
+    loss = Distill(target="solution", divergence=divergence, clip=clip)
     learner = open_student(folder, {"distil": Term(loss=loss)}, accelerator=accelerator)
     trajectories = draw_trajectories()
     packed = pack(trajectories, tokens_per_batch=64, packing=False, pad_id=0)

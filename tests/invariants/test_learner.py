@@ -26,7 +26,7 @@ from opd.teacher.weights import Frozen, Live
 from tests.students import distance, distil, draw_trajectories, gradients, open_student
 
 TERMS = {
-    "distil": Term(loss=Distill(view="solution", divergence=JSD()), weights=(PassRate(),)),
+    "distil": Term(loss=Distill(target="solution", divergence=JSD()), weights=(PassRate(),)),
     "sampled": Term(loss=SampledReverseKL(view="solution"), average="sequence"),
     "reinforce": Term(loss=PolicyGradient(), average="budget"),
     "imitate": Term(loss=Likelihood(), weights=(Only(when="success"),)),
@@ -113,7 +113,7 @@ def test_a_teacher_that_equals_the_student_teaches_nothing(
     student: Student, trajectories: list[Trajectory], divergence, lora: bool
 ) -> None:
     same = [replace(t, views={"solution": t.rollout.prompt_ids}) for t in trajectories]
-    terms = {"distil": Term(loss=Distill(view="solution", divergence=divergence))}
+    terms = {"distil": Term(loss=Distill(target="solution", divergence=divergence))}
     teacher = Teacher(weights=Live(), views={"solution": Plain()})
     found = step(student(terms, lora=lora), same, teacher=teacher)
     assert max(float(value.abs().max()) for value in found.values()) < 1e-7

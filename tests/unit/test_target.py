@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opd.objective.divergence import ForwardKL
+from opd.objective.logits import Logits
 from opd.objective.target import (
     AlignedMean,
     ArithmeticMean,
@@ -124,3 +125,10 @@ def test_what_all_sides_exclude_stays_excluded(target: Target):
     found = target(side, {"a": side, "b": side})
     assert found.softmax(-1)[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
     assert set(target.read) <= {"a", "b"}
+
+
+def test_a_target_is_of_the_losss_temperature():
+    """At temperature 2 both sides are flattened first, and then one of them again."""
+    target = Tempered(view="q", temperature=0.5)
+    found = target.logits(Logits(logs(*S)), {"q": Logits(logs(*Q))}, 2.0).log_probs(2.0)
+    assert found.exp()[0].tolist() == pytest.approx(Q)
