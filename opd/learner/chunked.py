@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd import product
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
 from opd.learner.row_pairs import Compared
@@ -96,7 +97,7 @@ def fused(
     It carries the gradient, computed already, of the hidden states and of the head, as far as they
     ask for one; it can be differentiated once.
     """
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     return _Fused.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
 
 
@@ -145,7 +146,7 @@ def linear_divergence(
     if not recompute:
         total = fused(hidden, head, teachers, function, chunk_tokens)
         return total, per_token.index_copy(0, counted, found)
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     result: Tensor = _Recomputed.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
     return (result * weights[counted]).sum(), per_token.index_copy(0, counted, result)
 
