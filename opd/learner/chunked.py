@@ -21,6 +21,7 @@ from opd import product
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
 from opd.learner.row_pairs import Compared
+from opd.learner.scale import scale_
 from opd.learner.sides import StudentLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -59,10 +60,9 @@ class _Fused(torch.autograd.Function):
             )
         # Given away, not kept: the weight's gradient then becomes .grad without a copy.
         ctx.gradients = None
-        parts = [part for part in (found.hidden, found.weight, found.bias) if part is not None]
-        if pull.device.type != "cpu" or pull.item() != 1:
-            for part in parts:
-                part.mul_(pull)
+        for part in (found.hidden, found.weight, found.bias):
+            if part is not None:
+                scale_(part, pull)
         return found.hidden, found.weight, found.bias, None
 
 
