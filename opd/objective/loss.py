@@ -7,7 +7,7 @@ next-token distributions a chunk at a time, token losses only the log-probs of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
-from opd.types import Batch, Scores
+from opd.types import Batch, Seen
 
 Observed = Mapping[str, Tensor]
 """Names of metrics to one detached value per row or token."""
@@ -39,11 +39,15 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whole rows of the student against whole rows of one view: what a kernel can compute."""
+    """Whole rows of the student against whole rows of one view, in a loss that is a function of
+    their divergence and of the taken tokens' log-probs: what a kernel can compute."""
 
     view: str
     divergence: Divergence
     temperature: float
+    loss: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Observed]] = field(compare=False)
+    """What `rows` yields, from the divergences `[n]` (nats, with gradients), the taken tokens'
+    log-probs `[n]`, and those when they were sampled."""
 
 
 class RowLoss(Loss):
@@ -51,15 +55,8 @@ class RowLoss(Loss):
 
     @property
     def comparison(self) -> Comparison | None:
-        """What the loss is a function of, beside the taken tokens' log-probs, if that is all."""
+        """What the loss comes down to, if to a comparison."""
         return None
-
-    def of_distance(
-        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
-    ) -> tuple[Tensor, Observed]:
-        """What `rows` yields, from the divergences `[n]` that `comparison` names (nats, with
-        gradients) and the taken tokens' log-probs `[n]`."""
-        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
     @abstractmethod
     def rows(
@@ -79,11 +76,11 @@ class TokenLoss(Loss):
 
     @abstractmethod
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
         temperature, with gradients). Tokens must not depend on each other: they come a few at a
-        time, `batch` and `scores` cut to the same ones."""
+        time, `batch` and `teachers` cut to the same ones."""
 
 
 @part
@@ -126,9 +123,9 @@ class Distill(RowLoss):
     def comparison(self) -> Comparison | None:
         if not isinstance(self.support, Full) or self.clip in ("entry_nonneg", "entry_raw"):
             return None
-        return Comparison(self.view, self.divergence, self.temperature)
+        return Comparison(self.view, self.divergence, self.temperature, self._of_distance)
 
-    def of_distance(
+    def _of_distance(
         self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
     ) -> tuple[Tensor, Observed]:
         loss, share = clipped_rows(distance, self.clip, self.clip_at)
@@ -173,9 +170,9 @@ class SampledReverseKL(TokenLoss):
         return (self.view,)
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
-        excess = (logprob - scores[self.view].logprob).detach()
+        excess = (logprob - teachers[self.view].logprob).detach()
         loss = excess * logprob
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
@@ -199,7 +196,7 @@ class PolicyGradient(TokenLoss):
         return ()
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         advantage = batch.advantage[batch.sequence]
         before = batch.sampled_logprob if self.correction is None else logprob.detach()

@@ -156,7 +156,7 @@ def test_a_term_is_a_mean(student: Student, trajectories: list[Trajectory]) -> N
 def test_prompts_are_context_and_no_targets(
     student: Student, trajectories: list[Trajectory]
 ) -> None:
-    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=False, pad_id=0)
+    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=True, pad_id=0)
     responses = sorted(t.rollout.token_ids for t in trajectories)
     assert batch.tokens == sum(map(len, responses))
     split = torch.split(batch.target_ids, torch.bincount(batch.sequence).tolist())
@@ -167,9 +167,9 @@ def test_prompts_are_context_and_no_targets(
 def test_a_context_predicts_the_tokens_that_follow(
     trajectories: list[Trajectory], packing: bool
 ) -> None:
-    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=packing, pad_id=0)
-    following = batch.student.input_ids.flatten()[batch.student.predict_at + 1]
-    assert torch.equal(following, batch.target_ids)
+    for batch in pack(trajectories, tokens_per_batch=10_000, packing=packing, pad_id=0):
+        following = batch.student.input_ids.flatten()[batch.student.predict_at + 1]
+        assert torch.equal(following, batch.target_ids)
 
 
 def test_pad_tokens_never_matter(student: Student, trajectories: list[Trajectory]) -> None:

@@ -16,7 +16,6 @@ from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
 from opd.objective.loss import (
-    Comparison,
     Distill,
     Likelihood,
     Loss,
@@ -172,7 +171,9 @@ def test_what_is_measured_beside_the_losses() -> None:
     """With the comparison by tables, and as autograd goes over the whole rows."""
     plain = {"distil": near(divergence=ReverseKL())}
     whole = {"distil": near(divergence=ReverseKL(), clip="entry_nonneg", clip_at=1e9)}
-    assert plain["distil"].comparison == Comparison("near", ReverseKL(), TEMPERATURE)
+    compared = plain["distil"].comparison
+    assert compared is not None and compared.divergence == ReverseKL()
+    assert compared.view == "near" and compared.temperature == TEMPERATURE
     assert whole["distil"].comparison is None
     found = []
     for losses in (plain, whole):
@@ -234,3 +235,15 @@ def test_renormalised_entries_are_all_that_is_read_of_a_teacher(
     assert widths == [counts, TOKENS - counts]
     assert int(gradient.any(-1).sum()) <= 2 * counts
     assert rows.teachers == {}
+
+
+def test_a_token_loss_reads_no_hidden_states() -> None:
+    """They are read once, to score the tokens, and never by the rows of a block."""
+    losses = {"sampled": SampledReverseKL(view="far")}
+    given = case(*losses)
+    far = given.scores["far"]
+    assert not far.logprob.isnan().any()
+    given.scores = {"far": replace(far, hidden=far.hidden[:0])}
+    vars(given.scores["far"]).update({name: vars(far)[name] for name in ("logprob", "_scored")})
+    rows, _ = run(given, losses)
+    assert bool(rows.losses["sampled"].isfinite().all())
