@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd import product
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
 from opd.learner.row_pairs import Compared
+from opd.learner.scale import scale_
 from opd.learner.sides import StudentLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -58,10 +60,9 @@ class _Fused(torch.autograd.Function):
             )
         # Given away, not kept: the weight's gradient then becomes .grad without a copy.
         ctx.gradients = None
-        parts = [part for part in (found.hidden, found.weight, found.bias) if part is not None]
-        if pull.device.type != "cpu" or pull.item() != 1:
-            for part in parts:
-                part.mul_(pull)
+        for part in (found.hidden, found.weight, found.bias):
+            if part is not None:
+                scale_(part, pull)
         return found.hidden, found.weight, found.bias, None
 
 
@@ -96,7 +97,7 @@ def fused(
     It carries the gradient, computed already, of the hidden states and of the head, as far as they
     ask for one; it can be differentiated once.
     """
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     return _Fused.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
 
 
@@ -145,7 +146,7 @@ def linear_divergence(
     if not recompute:
         total = fused(hidden, head, teachers, function, chunk_tokens)
         return total, per_token.index_copy(0, counted, found)
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     result: Tensor = _Recomputed.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
     return (result * weights[counted]).sum(), per_token.index_copy(0, counted, result)
 

@@ -75,19 +75,26 @@ class Work:
     """View to `[N, D']` hidden states and their head."""
     function: RowFunction
     chunk_tokens: int | None
+    autocast: torch.dtype | None
+    """What autocast computed in where the pass was begun: a backward may run outside of it."""
+
+    def narrowed(self, head: Head, vocabulary: int) -> Head:
+        """The first `vocabulary` entries of `head` in the dtype that is computed in: the rest is
+        one model's padding."""
+        weight = head.weight.detach()[:vocabulary]
+        bias = None if head.bias is None else head.bias.detach()[:vocabulary]
+        return Head(weight.to(self.autocast or weight.dtype), bias, head.softcap)
 
     def run(
         self, hidden: Tensor, pull: Tensor | None, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor, Gradients]:
         """The values `[N]`, and the gradients of their sum, each times its `pull` `[N]` if given,
         that are needed of (hidden, weight, bias)."""
-        weight = self.head.weight
         wide = wide_dtype(hidden)
         heads = [self.head, *(head for _, head in self.teachers.values())]
         vocabulary = min(head.weight.shape[0] for head in heads)
-        dtype = product.computing_dtype(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            chunks = Chunks(self, hidden, pull, needs, narrowed(self.head, vocabulary, dtype), wide)
+            chunks = Chunks(self, hidden, pull, needs, self.narrowed(self.head, vocabulary), wide)
             most = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
             for window in even(hidden.shape[0], most):
                 chunks.take(window)
@@ -100,12 +107,6 @@ def even(rows: int, most: int) -> list[slice]:
     count = math.ceil(rows / most)
     ends = [-(-rows * number // count) for number in range(count + 1)] if count else []
     return [slice(start, end) for start, end in pairwise(ends)]
-
-
-def narrowed(head: Head, vocabulary: int, dtype: torch.dtype) -> Head:
-    """The first `vocabulary` entries of `head` in `dtype`: the rest is one model's padding."""
-    bias = None if head.bias is None else head.bias.detach()[:vocabulary]
-    return Head(head.weight.detach()[:vocabulary].to(dtype), bias, head.softcap)
 
 
 class Chunks:
@@ -135,7 +136,7 @@ class Chunks:
         self.teacher_heads = {
             view: head
             if shares_head(work.head, theirs)
-            else narrowed(theirs, head.weight.shape[0], product.computing_dtype(theirs.weight))
+            else work.narrowed(theirs, head.weight.shape[0])
             for view, (_, theirs) in work.teachers.items()
         }
         heads = [head, *self.teacher_heads.values()]

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opd.config import locate, part
-from opd.errors import RecipeError
+from opd.errors import RecipeError, first_line
 from opd.learner.attention import (
     IMPLEMENTATIONS,
     Backend,
@@ -116,9 +116,9 @@ def load_causal(path: str, *, dtype: torch.dtype, attention: Backend = "sdpa") -
             source, dtype=dtype, attn_implementation=IMPLEMENTATIONS[attention]
         )
     except (OSError, ValueError, ImportError) as error:
-        cause = str(error).splitlines()[0]
         raise RecipeError(
-            f"model.path: {path} cannot be loaded ({cause}); give a causal model's folder or hub id"
+            f"model.path: {path} cannot be loaded ({first_line(error)}); give a causal model's "
+            "folder or hub id"
         ) from error
     refuse_unfaithful(attention, model)
     for scaling in ("logits_scaling", "logit_scale"):

@@ -23,7 +23,7 @@ from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target
-from opd.types import Batch, Scores
+from opd.types import Batch, Seen
 
 Observed = Mapping[str, Tensor]
 """Names of metrics to one detached value per row or token."""
@@ -77,11 +77,11 @@ class TokenLoss(Loss):
 
     @abstractmethod
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
         temperature, with gradients). Tokens must not depend on each other: they come a few at a
-        time, `batch` and `scores` cut to the same ones."""
+        time, `batch` and `teachers` cut to the same ones."""
 
 
 @part
@@ -179,9 +179,9 @@ class SampledReverseKL(TokenLoss):
         return (self.view,)
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
-        excess = (logprob - scores[self.view].logprob).detach()
+        excess = (logprob - teachers[self.view].logprob).detach()
         loss = excess * logprob
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
@@ -205,7 +205,7 @@ class PolicyGradient(TokenLoss):
         return ()
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         advantage = batch.advantage[batch.sequence]
         before = batch.sampled_logprob if self.correction is None else logprob.detach()

@@ -14,7 +14,7 @@ from opd.objective.logits import Logits
 from opd.objective.loss import Distill, RowLoss, SampledReverseKL
 from opd.objective.support import Full, Support, TopK
 from opd.objective.term import Term
-from tests.batches import batch_of, scores_of
+from tests.batches import batch_of, scores_of, seen_of
 
 pytest.importorskip("trl")
 
@@ -134,7 +134,7 @@ def test_sampled_token_loss_with_importance_clipping() -> None:
         sampled,
         2.0,
     )
-    scores = {"view": scores_of(7, logprob=selective_log_softmax(teacher, ids).tolist())}
+    scores = {"view": seen_of(selective_log_softmax(teacher, ids).tolist())}
     loss = SampledReverseKL(view="view", correction=TruncatedImportance(cap=2.0))
     mine, _ = loss.tokens(logprob, batch_of([7], sampled_logprob=sampled), scores)
     assert_same(mine, theirs, student)

@@ -40,6 +40,7 @@ def test_bins_hold_what_fits_shortest_first() -> None:
     assert positions([2, 5], packing=False) == 10 and positions([2, 5], packing=True) == 7
     assert fill([5, 2, 9, 2], 8, packing=True) == [[1, 3], [0], [2]]
     assert fill([5, 2, 4, 2], 8, packing=True, before=1) == [[1, 3], [2], [0]]
+    assert fill([3, 5], 8, packing=True) == [[0, 1]]
     assert fill([], 8, packing=True) == []
 
 

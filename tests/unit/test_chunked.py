@@ -236,6 +236,25 @@ def test_recomputing_changes_nothing(support: Support) -> None:
     assert_same(ours(case, torch.float64, *choice, recompute=True), once, 1e-12)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_recomputing_outside_of_autocast_computes_in_its_dtype(shared: bool) -> None:
+    case = Case(shared=shared)
+    found = []
+    for recompute in (False, True):
+        hidden, head, shown, theirs = case.sides(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            total, _ = linear_divergence(
+                hidden, head, shown, theirs, ReverseKL(), recompute=recompute
+            )
+        total.backward()
+        assert head.weight.grad is not None
+        found.append((hidden.grad, head.weight.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    hidden, head, shown, theirs = case.sides(torch.float32)
+    linear_divergence(hidden, head, shown, theirs, ReverseKL())[0].backward()
+    assert hidden.grad is not None and not torch.equal(hidden.grad, found[0][0])
+
+
 def test_recomputed_values_take_weights_that_are_known_only_after_them() -> None:
     case = Case(shared=True)
     found = []

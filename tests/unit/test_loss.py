@@ -17,7 +17,7 @@ from opd.objective.logits import Logits
 from opd.objective.loss import Distill, Likelihood, PolicyGradient, RowLoss, SampledReverseKL
 from opd.objective.support import Full, TopK
 from opd.objective.target import Interpolated
-from tests.batches import batch_of, scores_of
+from tests.batches import batch_of, seen_of
 
 D0_STUDENT, D0_TEACHER = (0.4, 0.4, 0.2), (0.7, 0.2, 0.1)
 
@@ -158,7 +158,7 @@ def test_likelihood_is_the_cross_entropy_at_temperature_one() -> None:
 def test_sampled_reverse_kl_values_and_expected_gradient() -> None:
     student, teacher = torch.tensor(D0_STUDENT), torch.tensor(D0_TEACHER)
     logits = student.log().requires_grad_()
-    batch, scores = batch_of([3]), {"solution": scores_of(3, logprob=teacher.log().tolist())}
+    batch, scores = batch_of([3]), {"solution": seen_of(teacher.log().tolist())}
     loss, _ = SampledReverseKL(view="solution").tokens(logits.log_softmax(-1), batch, scores)
     assert loss.tolist() == pytest.approx([0.512770760, -0.635124337, -1.115577351], abs=1e-6)
     (expected,) = torch.autograd.grad((student * loss).sum(), logits)
@@ -171,7 +171,7 @@ def test_sampled_reverse_kl_has_the_gradient_of_reverse_kl(seed: int) -> None:
     logits, teacher = torch.randn(2, 6, generator=generator)
     logits.requires_grad_()
     log_teacher = teacher.log_softmax(-1)
-    scores = {"solution": scores_of(6, logprob=log_teacher.tolist())}
+    scores = {"solution": seen_of(log_teacher.tolist())}
     student = logits.log_softmax(-1)
     loss, _ = SampledReverseKL(view="solution").tokens(student, batch_of([6]), scores)
     (sampled,) = torch.autograd.grad((student.exp().detach() * loss).sum(), logits)
@@ -183,7 +183,7 @@ def test_sampled_reverse_kl_has_the_gradient_of_reverse_kl(seed: int) -> None:
 def test_sampled_reverse_kl_is_corrected_for_the_sampler() -> None:
     logprob = torch.tensor([-1.0], requires_grad=True)
     batch = batch_of([1], sampled_logprob=torch.tensor([-2.0]))
-    scores = {"solution": scores_of(1, logprob=[-1.5])}
+    scores = {"solution": seen_of([-1.5])}
     corrected = SampledReverseKL(view="solution", correction=TruncatedImportance())
     loss, _ = corrected.tokens(logprob, batch, scores)
     assert loss.item() == pytest.approx(0.5 * -1.0 * 2.0)

@@ -229,3 +229,15 @@ def test_renormalised_entries_are_all_that_is_read_of_a_teacher(
     assert widths == [counts, TOKENS - counts]
     assert int(gradient.any(-1).sum()) <= 2 * counts
     assert rows.teachers == {}
+
+
+def test_a_token_loss_reads_no_hidden_states() -> None:
+    """They are read once, to score the tokens, and never by the rows of a block."""
+    losses = {"sampled": SampledReverseKL(view="far")}
+    given = case(*losses)
+    far = given.scores["far"]
+    assert not far.logprob.isnan().any()
+    given.scores = {"far": replace(far, hidden=far.hidden[:0])}
+    vars(given.scores["far"]).update({name: vars(far)[name] for name in ("logprob", "_scored")})
+    rows, _ = run(given, losses)
+    assert bool(rows.losses["sampled"].isfinite().all())
