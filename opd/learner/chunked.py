@@ -21,7 +21,6 @@ from opd import product
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
 from opd.learner.row_pairs import Compared
-from opd.learner.scale import scale_
 from opd.learner.sides import StudentLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -60,9 +59,10 @@ class _Fused(torch.autograd.Function):
             )
         # Given away, not kept: the weight's gradient then becomes .grad without a copy.
         ctx.gradients = None
-        for part in (found.hidden, found.weight, found.bias):
-            if part is not None:
-                scale_(part, pull)
+        parts = [part for part in (found.hidden, found.weight, found.bias) if part is not None]
+        if pull.device.type != "cpu" or pull.item() != 1:
+            for part in parts:
+                part.mul_(pull)
         return found.hidden, found.weight, found.bias, None
 
 

@@ -1,4 +1,4 @@
-"""The Triton programs: behind `row_kernel` one a row, in blocks over the vocabulary. Ours.
+"""The Triton programs behind `row_kernel`: one a row, in blocks over the vocabulary. Ours.
 
 Legend: `V` vocabulary, `x` the student's logits after soft cap and temperature, `y` the teacher's,
 `gap = y - x`, `p` and `q` their probabilities, `ratio = log q - log p`, `change = q - p`.
@@ -330,13 +330,3 @@ def pull_row(
         gradient = tl.where(divergence_scale != 0, divergence_scale * (pull - p * pull_total), 0.0)
         gradient += taken_scale * (tl.where(columns == target, 1.0, 0.0) - p)
         tl.store(logits + columns, gradient * slope * inverse_temperature, mask=inside)
-
-
-@triton.jit(do_not_specialize_on_alignment=["factor"])
-def scale_unless_one(values, factor, count, BLOCK: tl.constexpr):
-    """Multiply `count` values in place; a factor of 1 costs no memory access but its own."""
-    by = tl.load(factor)
-    if by != 1:
-        places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = places < count
-        tl.store(values + places, tl.load(values + places, mask=inside) * by, mask=inside)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd.learner import scale
 from opd.learner.row_kernel import BLOCK, FORMS, Statistics, measure, pull_, supported
 from opd.learner.row_pairs import RowPairs
 from opd.objective.divergence import (
@@ -381,23 +380,6 @@ def test_every_divergence_is_supported_and_no_other() -> None:
         """The same name for another thing."""
 
     assert not supported(Doubled())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_gradient_is_scaled_where_the_factor_is_not_one(dtype: torch.dtype) -> None:
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    # The number behind those of three programs is not theirs.
-    wide = torch.randn(2 * scale.BLOCK + 6, generator=generator, device=DEVICE).to(dtype)
-    gradient = wide[:-1].view(3, -1)
-    for number in (1.0, 0.7, 0.0):
-        before = wide.clone()
-        factor = torch.tensor(number, dtype=torch.promote_types(dtype, torch.float32))
-        scale.by_kernel_(gradient, factor.to(DEVICE))
-        # The interpreter cuts bfloat16 off where a GPU rounds it.
-        error = 2**-7 if dtype == torch.bfloat16 and number == 0.7 else 0
-        torch.testing.assert_close(wide[:-1], before[:-1] * number, rtol=error, atol=0)
-        assert wide[-1] == before[-1]
-    scale.by_kernel_(gradient[:0], torch.ones((), device=DEVICE))
 
 
 @on_a_gpu
