@@ -27,10 +27,8 @@ NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns"),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box"),
 )
-PRIVILEGES = ("--cap-drop", "ALL", "--new-session")
 LIFETIME = ("--die-with-parent",)
-CLEARED = ("--clearenv",)
-ENVIRONMENT = {
+ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -72,8 +70,7 @@ def command(
     """
     entry, sources = crossing()
     return [
-        *(*entry, executable("bwrap"), *NAMESPACES, *PRIVILEGES, *LIFETIME, *CLEARED),
-        *(word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)),
+        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
         *system(),
         *("--proc", "/proc"),
         *devices(),

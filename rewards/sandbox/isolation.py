@@ -133,7 +133,7 @@ def tried() -> Tested:
     bubblewrap.executable("bwrap")
     with socket.create_server(("127.0.0.1", 0)) as listener, secret() as file:
         given = {
-            "secrets": [file, str(PROBE)],
+            "secrets": [file],
             "port": listener.getsockname()[1],
             "forks": MOST_FORKS,
             "touch": TOUCHED,

@@ -59,14 +59,15 @@ def fill(folder):
     written, block = 0, bytes(1 << 18)
     try:
         for number in range(64):
-            with open(f"{folder}/{number}", "wb", buffering=0) as file:
+            with open(f"{folder}/filler-{number}", "wb", buffering=0) as file:
                 for _ in range(16):
                     written += file.write(block)
     except OSError:
         pass
     finally:
         for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
+            if name.startswith("filler-"):
+                os.unlink(f"{folder}/{name}")
     return written
 
 
