@@ -39,6 +39,8 @@ ENVIRONMENT = {  # all of it
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ("null", "zero", "random", "urandom")
+HIDDEN = ("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
+"""The first process of a box has none of the program's limits, and /proc would let it be written."""
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """
@@ -73,6 +75,7 @@ def command(
         *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
         *system(),
         *("--proc", "/proc"),
+        *HIDDEN,
         *devices(),
         # before the interpreter, which may live in /tmp
         *scratch(limits.disk),
