@@ -40,7 +40,7 @@ ENVIRONMENT = {  # all of it
 }
 DEVICES = ("null", "zero", "random", "urandom")
 HIDDEN = ("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
-"""The first process of a box has none of the program's limits, and /proc would let it be written."""
+"""The first process of a box has none of the program's limits; /proc would let it be written to."""
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """

@@ -37,7 +37,7 @@ while True:
 TALKATIVE = b"while True:\n    print('x' * 4096)\n"
 PROBED = Limits(memory=128 << 20, disk=1 << 20)
 DEADLINE = Limits(seconds=0.1)
-TALK = Limits(output=1 << 12)
+TALK = Limits(seconds=5, output=1 << 12)
 MOST_FORKS = 100
 TOUCHED = 70 << 20
 """Bytes of each of three children: more together than one box may have."""
