@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from rewards.sandbox.cgroup import Group, groups
@@ -43,8 +43,11 @@ def launch(
     """What `rewards.sandbox.start` does, without asking whether the box holds."""
     if not all(3 <= inside < HIGH for inside in descriptors):
         raise ValueError(f"descriptors inside are {sorted(descriptors)}; give 3 to {HIGH - 1}")
-    belongings = ExitStack()
-    with belongings:
+    for name in files:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"the file name {name!r} leads out of the box; give one inside")
+    with ExitStack() as belongings:
         moves: dict[int, int] = {}
         for inside, ours in descriptors.items():
             moves[inside] = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, HIGH)

@@ -69,6 +69,7 @@ def sharing(name: str) -> Remove:
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Running, "_latest", lambda self: self._began + 20)
+    patch.setattr(tiers, "STUBBORN", b"import time\ntime.sleep(0.4)\n")
 
 
 def patient(patch: pytest.MonkeyPatch) -> None:
