@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from opd.errors import SandboxError
 from rewards.sandbox.cgroup import Group, groups
 from rewards.sandbox.limits import Ending, Limits, Outcome
 from rewards.sandbox.spawn import HIGH, Job, Spawned, spawn
@@ -103,7 +104,8 @@ class Running:
                 with self._copies:
                     spawned = spawn(self._job, group, belongings)
                 outcome = self._watched(spawned, belongings)
-        except OSError as error:
+        except (OSError, SandboxError) as error:
+            self._texts["stderr"] += str(error).encode()
             logger.warning("a box failed: %s", error)
         finally:
             self._outcome = outcome or self._concluded("fault")
