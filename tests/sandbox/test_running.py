@@ -273,22 +273,12 @@ def test_no_two_boxes_share_a_group() -> None:
 
 def test_no_ended_process_is_left_to_others() -> None:
     """Not every process 1 reaps what is left to it, and what nobody reaps is counted for ever."""
+    if (ours := groups()) is None:
+        pytest.skip("control groups, which count, cannot be made here")
     for text in ("pass", "while True: print('x' * 9999)", SLEEP):
-        before = ended_processes()
         for _ in range(3):
             run(python(text), limits=Limits(seconds=0.2))
-        assert not ended_processes() - before, text
-
-
-def ended_processes() -> set[str]:
-    """Of this machine, those of boxes that nobody has reaped."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            name, _, rest = (process / "stat").read_text().rpartition(")")
-            if rest.split()[0] == "Z" and name.partition("(")[2] in ("bwrap", "bash", "python"):
-                found.add(process.name)
-    return found
+            assert ours.free and ours.free[-1].is_empty(), text
 
 
 def test_groups_are_taken_again_and_removed() -> None:
