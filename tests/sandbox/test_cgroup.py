@@ -58,6 +58,7 @@ def test_version_1_limits_two_folders(root: Path, monkeypatch: pytest.MonkeyPatc
         (place / "cgroup.procs").touch()
     parents = cgroup.version_1()
     assert parents == (root / "memory" / "box", root / "pids")
+    assert parents is not None
     group = Groups(parents, os.getpid()).take(LIMITS)
     in_memory, in_pids = group.folders
     memory = LIMITS.memory + OVERHEAD_MEMORY
