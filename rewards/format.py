@@ -14,7 +14,8 @@ from opd.reward import Reward
 from opd.types import Rollout, Verdict
 
 SECONDS = 1.0
-"""What matching one response may take: a pattern may be slow on what a model writes."""
+"""Of processor time that matching one response may take: a pattern may be slow on what a model
+writes."""
 
 
 class Form(ABC):
@@ -41,7 +42,7 @@ class Matches(Form):
         return pattern
 
     def fault(self, text: str) -> str | None:
-        """Raises TimeoutError when matching takes longer than a second."""
+        """Raises TimeoutError when matching takes longer than SECONDS."""
         found = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=SECONDS)
         return None if found else "Your response has not the form that is asked for."
 
@@ -80,7 +81,7 @@ class Format(Reward):
     """What another reward gives, for responses that keep every form; those that break one fail.
 
     Without another reward, 1 for keeping them all. A response that was cut keeps no form that it
-    did not finish. Deterministic but for the second that matching may take.
+    did not finish. Deterministic but for the time that a slow pattern may take.
     """
 
     forms: tuple[Form, ...]

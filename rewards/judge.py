@@ -223,8 +223,8 @@ class ModelJudge(Reward):
 
 
 def verdict_of(reply: bytes) -> bool:
-    """Whether the last line of a finished answer says "correct" or "incorrect": as
-    `verdict: correct`, or as a JSON object whose `verdict` is that. Raises Unjudged for anything else."""
+    """Whether the last line of a finished answer says "correct", and not "incorrect": either as
+    `verdict: correct` or as a JSON object whose `verdict` it is. Raises Unjudged for all else."""
     try:
         choice = json.loads(reply)["choices"][0]
         finish, text = choice["finish_reason"], choice["message"]["content"]
