@@ -203,3 +203,7 @@ def test_shared_words_are_what_a_search_for_every_window_finds(
     others = [theirs[i : i + count] for i in range(len(theirs) - count + 1)]
     expected = {5: 3} if any(window in others for window in windows) else {}
     assert shared_words({5: " ".join(ours)}, {3: ", ".join(theirs)}, count) == expected
+
+
+def test_questions_of_nothing_but_signs_are_not_taken_for_each_other():
+    assert same_question({1: "?", 2: "$ $"}, {1: "!", 2: "..."}) == {}
