@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from opd.reward import Reward
 from opd.types import Rollout, Verdict
 from rewards.exact import wrong
 from rewards.math import policy, pool
-from rewards.math.policy import LONGEST, Answer
+from rewards.math.policy import LONGEST, SEVERAL_VALUES, WORK_UNDONE, Answer
 from rewards.number import said, stated
 
 DEADLINE = 5.0
@@ -33,6 +33,7 @@ class Boxed(Reward):
     verdict; what would obviously miss it is refused before, as work left undone.
     """
 
+    concurrency: ClassVar[int] = pool.SIZE
     deadline: Annotated[float, Field(gt=0)] = DEADLINE
     """Seconds that a comparison may take."""
     takes_unboxed: bool = False
@@ -73,21 +74,20 @@ def grade(
     right = gold_answer(gold)
     text = said(response)
     given = policy.boxed(text)
-    if given is None and takes_unboxed and "\\boxed" not in text:
-        given = stated(text, was_cut)
-    if not given:
+    if takes_unboxed and "\\boxed" not in text:
+        given = (stated(text, was_cut) or "",)
+    if not any(given):
         cause = "You ran out of room before you gave a" if was_cut else "You gave no"
         return Verdict("no_answer", 0.0, f"{cause} final answer in \\boxed{{}}.")
-    if len(given) > LONGEST:
-        return wrong(given, f"is longer than {LONGEST} characters")
+    if sum(map(len, given)) > LONGEST:
+        return wrong(", ".join(given), f"is longer than {LONGEST} characters")
     try:
         found = compared(right, given, deadline)
     except pool.WorkerFaultError:
-        return Verdict("no_verdict", 0.0, answer=policy.read(given).compact)
+        return Verdict("no_verdict", 0.0)
     if found.is_equal:
         return Verdict("pass", 1.0, answer=found.canonical)
-    verdict = wrong(given, found.fault)
-    return Verdict(verdict.status, verdict.reward, verdict.feedback, found.canonical)
+    return replace(wrong(", ".join(given), found.fault), answer=found.canonical)
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,18 @@ def gold_answer(text: str) -> Answer:
 
 
 @lru_cache(REMEMBERED)
-def compared(gold: Answer, text: str, deadline: float) -> Comparison:
-    """Raises WorkerFaultError, which is not remembered."""
-    given = policy.read(text)
+def compared(gold: Answer, boxes: tuple[str, ...], deadline: float) -> Comparison:
+    """The values of a list may have a box each; of one value, all must be right. Raises
+    WorkerFaultError, which is not remembered."""
+    if len(boxes) == 1 or gold.is_several:
+        return compared_one(gold, policy.read(", ".join(boxes)), deadline)
+    found = [compared_one(gold, policy.read(box), deadline) for box in boxes]
+    if all(one.is_equal for one in found):
+        return found[-1]
+    return Comparison(False, ", ".join(one.canonical for one in found), SEVERAL_VALUES)
+
+
+def compared_one(gold: Answer, given: Answer, deadline: float) -> Comparison:
     if gold.choice or gold.is_words:
         return by_letters(gold, given)
     fault = policy.refusal(gold, given)
@@ -161,7 +170,7 @@ def by_algebra(gold: Answer, given: Answer, deadline: float) -> Comparison:
         reply = {}
     is_equal = is_same or reply.get("equal") is True
     canonical = str(reply.get("canonical") or given.compact)
-    fault = "leaves work undone" if reply.get("error") == "large" else "is wrong"
+    fault = WORK_UNDONE if reply.get("error") == "large" else "is wrong"
     return Comparison(is_equal, canonical if len(canonical) <= LONGEST else given.compact, fault)
 
 

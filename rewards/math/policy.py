@@ -17,6 +17,8 @@ from rewards.number import boxes, number
 
 LONGEST = 512
 """Characters of an answer that is looked at."""
+WORK_UNDONE = "leaves work undone"
+SEVERAL_VALUES = "gives several values where one is asked for"
 
 SYMBOLS = str.maketrans(
     {
@@ -121,24 +123,20 @@ GLUE = r"[\s$,;.:&*\\()\[\]]*"
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
 
 
-def boxed(text: str) -> str | None:
-    r"""What stands in the last closed \boxed{...}, None where there is none.
-
-    Boxes side by side, with no more than a comma or an "or" between them, are one answer.
-    """
+def boxed(text: str) -> tuple[str, ...]:
+    r"""The different contents of the last closed \boxed{...} and of those side by side with it,
+    with no more than a comma or an "or" between them: they are one answer."""
     outer: list[tuple[int, int]] = []
     for start, end in sorted(boxes(text)):
         if not outer or start > outer[-1][1]:
             outer.append((start, end))
-    if not outer:
-        return None
-    contents = [text[slice(*outer[-1])]]
+    contents = [text[slice(*span)].strip() for span in outer[-1:]]
     for before, after in reversed([*pairwise(outer)]):
         between = text[before[1] + 1 : text.rfind("\\boxed", before[1], after[0])]
-        if not BETWEEN_BOXES.fullmatch(between) or len(contents) > LONGEST:
+        if not BETWEEN_BOXES.fullmatch(between):
             break
-        contents += [r"\text{ or }" if re.search(OR, between) else ", ", text[slice(*before)]]
-    return contents[0].strip() if len(set(contents[::2])) == 1 else "".join(reversed(contents))
+        contents.append(text[slice(*before)].strip())
+    return tuple(dict.fromkeys(reversed(contents)))
 
 
 @dataclass(frozen=True)
@@ -216,8 +214,9 @@ def tidy(text: str) -> str:
         text = text.rstrip(" .,;:")
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
-    if (whole := TEXT.fullmatch(text)) and number(whole[1]) is not None:
-        text = whole[1].strip()
+    inner = (TEXT.sub(r"\1", text) if TEXT.fullmatch(text) else text).strip(" ()")
+    if inner != text and number(inner) is not None:
+        text = inner
     if not BRACKETS.search(text):
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     return SCALED.sub(scaled, text)
@@ -253,7 +252,8 @@ def split_assignment(text: str) -> tuple[str, str]:
     """Name and value of "x = 5" or "x in [0, 1)"; no name where it is nothing like that."""
     if len(RELATION.findall(text)) == 1 and (sign := ASSIGNED.search(text)):
         name = text[: sign.start()].strip()
-        if NAME.fullmatch(DIGIT_OF_NAME.sub("", name)):
+        is_open = name.count("{") != name.count("}")  # as in "sum_{n = 1}"
+        if not is_open and NAME.fullmatch(DIGIT_OF_NAME.sub("", name)):
             return name, text[sign.end() :].strip()
     return "", text
 
@@ -278,12 +278,12 @@ def split_outside(text: str) -> Iterator[list[str]]:
 def refusal(gold: Answer, given: Answer) -> str | None:
     """What is wrong with the way an answer is given, whatever its value; None where it may be
     compared. Says nothing of the value of `gold`."""
+    if set(WORK.findall(given.text)) - set(WORK.findall(gold.text)):
+        return WORK_UNDONE
     if given.relations > gold.relations + bool(gold.name):
         return "is a relation and not a value"
     if HEDGE.search(re.sub(OR, ",", given.text) if gold.is_several else given.text):
         return "does not commit to its value"
     if given.is_several and not gold.is_several and not gold.relations:
-        return "gives several values where one is asked for"
-    if set(WORK.findall(given.text)) - set(WORK.findall(gold.text)):
-        return "leaves work undone"
+        return SEVERAL_VALUES
     return None

@@ -194,13 +194,14 @@ class Pool:
     def _discard(self, worker: Worker) -> None:
         worker.connection.close()
         with self._lock:
-            if self._nursery is not worker.nursery:
+            nursery = worker.nursery
+            if nursery is not self._nursery:
                 return  # It died with the nursery that it came from.
             try:
-                self._nursery.kill(worker)
+                nursery.kill(worker)
             except (OSError, ValueError):
                 # Its workers died with it; the next request starts another.
-                self._nursery.close()
+                nursery.close()
                 self._nursery = None
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from math import log2
+from typing import Any
 
 from math_verify import verify
 from math_verify.parser import (
@@ -28,10 +29,10 @@ from math_verify.parser import (
     should_treat_as_complex,
 )
 from sympy import (
-    Basic,
     Expr,
     FiniteSet,
     Float,
+    Interval,
     MatrixBase,
     Pow,
     Tuple,
@@ -57,6 +58,10 @@ LIFE_SIGN_SECONDS = 1.0
 
 Request = dict[str, object]
 
+Formula = Any
+"""An expression, a set, a tuple, a relation or a matrix of sympy's, whose types have nothing in
+common that says so."""
+
 
 def answer_to(request: Request) -> Request:
     """`{"golds": [latex, ...], "given": latex}` compared: `equal` to any, and `canonical`, a text
@@ -76,7 +81,7 @@ def answer_to(request: Request) -> Request:
 
 
 @lru_cache(maxsize=1024)
-def read(latex: str) -> Basic | MatrixBase | None:
+def read(latex: str) -> Formula | None:
     """What sympy understands by an answer, None when it does not."""
     text = normalize_latex(latex, PLAIN)
     try:
@@ -90,15 +95,17 @@ def read(latex: str) -> Basic | MatrixBase | None:
         raise
     except Exception:
         return None
+    if isinstance(found, list):
+        return Tuple(*found)
     return None if found is nan or found is zoo else found
 
 
-def equal(gold: Basic | MatrixBase, given: Basic | MatrixBase) -> bool:
+def equal(gold: Formula, given: Formula) -> bool:
     """Whether math-verify says so, and numbers agree in their first 12 digits too: it compares
     places after the point, to which 1/2^100 is 0."""
-    if not verify(
-        gold, given, float_rounding=DIGITS, numeric_precision=30, strict=True, timeout_seconds=None
-    ):
+    # A pair that answers for a set of two is compared in its order, as the other way round.
+    pair = (given, gold) if is_pair(given) and isinstance(gold, FiniteSet) else (gold, given)
+    if not verify(*pair, float_rounding=DIGITS, strict=True, timeout_seconds=None):
         return False
     if not (is_number(gold) and is_number(given)):
         return True
@@ -106,11 +113,15 @@ def equal(gold: Basic | MatrixBase, given: Basic | MatrixBase) -> bool:
     return bool(abs(right - value) <= abs(right) * 10**-DIGITS)
 
 
-def is_number(value: Basic | MatrixBase) -> bool:
+def is_pair(value: Formula) -> bool:
+    return isinstance(value, Tuple | Interval)
+
+
+def is_number(value: Formula) -> bool:
     return bool(getattr(value, "is_number", False)) and bool(getattr(value, "is_finite", False))
 
 
-def canonical(value: Basic | MatrixBase) -> str:
+def canonical(value: Formula) -> str:
     """A text that answers share which are easily seen to be equal."""
     if not is_bounded(value):
         return str(value)
@@ -124,7 +135,7 @@ def canonical(value: Basic | MatrixBase) -> str:
     return str(expand(done) if isinstance(done, Expr) else done)
 
 
-def is_bounded(value: object) -> bool:
+def is_bounded(value: Formula) -> bool:
     """Whether working `value` out takes no more than a moment, as far as its powers tell."""
     parts = value.flat() if isinstance(value, MatrixBase) else getattr(value, "args", ())
     if not all(is_bounded(part) for part in parts):
@@ -137,21 +148,21 @@ def is_bounded(value: object) -> bool:
     return True
 
 
-def is_bounded_power(base: Basic, exponent: Basic) -> bool:
+def is_bounded_power(base: Formula, exponent: Formula) -> bool:
     length = bits(exponent)
     if length is None:
         return True
     if length > 32:
         return False
-    times, size = abs(float(exponent.evalf(15))), bits(base)  # type: ignore[reportArgumentType]
+    times, size = abs(float(exponent.evalf(15))), bits(base)
     if size is None:
         return times <= MOST_FACTORS or not base.args
     return times * max(abs(size), 1) <= MOST_BITS
 
 
-def bits(value: Basic) -> int | None:
+def bits(value: Formula) -> int | None:
     """The place of the highest bit of a number's size, None for what is no number."""
-    found = abs(value).evalf(15) if is_number(value) else None  # type: ignore[reportArgumentType]
+    found = abs(value).evalf(15) if is_number(value) else None
     if not isinstance(found, Float):
         return None
     _, _, exponent, length = found._mpf_
