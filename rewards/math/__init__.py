@@ -124,10 +124,13 @@ def compared(gold: Answer, boxes: tuple[str, ...], deadline: float) -> Compariso
     WorkerFaultError, which is not remembered."""
     if len(boxes) == 1 or gold.is_several:
         return compared_one(gold, policy.read(", ".join(boxes)), deadline)
-    found = [compared_one(gold, policy.read(box), deadline) for box in boxes]
-    if all(one.is_equal for one in found):
-        return found[-1]
-    return Comparison(False, ", ".join(one.canonical for one in found), SEVERAL_VALUES)
+    values = [policy.read(box) for box in boxes]
+    found = Comparison(False, "")
+    for value in values:
+        found = compared_one(gold, value, deadline / len(values))
+        if not found.is_equal:
+            return Comparison(False, ", ".join(v.compact for v in values), SEVERAL_VALUES)
+    return found
 
 
 def compared_one(gold: Answer, given: Answer, deadline: float) -> Comparison:
@@ -136,9 +139,11 @@ def compared_one(gold: Answer, given: Answer, deadline: float) -> Comparison:
     fault = policy.refusal(gold, given)
     if fault:
         return Comparison(False, given.compact, fault)
+    if given.relations or given.is_named_unlike(gold):
+        return by_algebra(gold.whole, given.whole, given, deadline)
     if gold.value is not None and given.value is not None:
         return Comparison(numbers_agree(gold.value, given), str(given.value))
-    return by_algebra(gold, given, deadline)
+    return by_algebra(gold.text, given.text, given, deadline)
 
 
 def by_letters(gold: Answer, given: Answer) -> Comparison:
@@ -155,11 +160,8 @@ def numbers_agree(right: Fraction, given: Answer) -> bool:
     return abs(value - right) <= tolerance
 
 
-def by_algebra(gold: Answer, given: Answer, deadline: float) -> Comparison:
+def by_algebra(right: str, text: str, given: Answer, deadline: float) -> Comparison:
     """What a worker says of two formulas."""
-    is_other_name = "" not in (gold.name, given.name) and gold.name != given.name
-    is_whole = is_other_name or given.relations > 0
-    right, text = (gold.whole, given.whole) if is_whole else (gold.text, given.text)
     is_same = right.replace(" ", "") == text.replace(" ", "")
     golds = () if is_same else tuple(percentages(right, text))
     try:
@@ -169,9 +171,17 @@ def by_algebra(gold: Answer, given: Answer, deadline: float) -> Comparison:
             raise
         reply = {}
     is_equal = is_same or reply.get("equal") is True
-    canonical = str(reply.get("canonical") or given.compact)
     fault = WORK_UNDONE if reply.get("error") == "large" else "is wrong"
-    return Comparison(is_equal, canonical if len(canonical) <= LONGEST else given.compact, fault)
+    return Comparison(is_equal, canonical(given, reply), fault)
+
+
+def canonical(given: Answer, reply: pool.Reply) -> str:
+    if given.value is not None:
+        return str(given.value)
+    told = reply.get("canonical")
+    if not isinstance(told, str) or len(told) > LONGEST:
+        return given.compact
+    return f"{told}{'%' if given.is_percentage else ''}"
 
 
 def percentages(right: str, text: str) -> list[str]:

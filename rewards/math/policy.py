@@ -159,6 +159,10 @@ class Answer:
         """How many are left where "x = 5" is read as 5."""
         return len(RELATION.findall(self.text))
 
+    def is_named_unlike(self, other: Answer) -> bool:
+        """Whether both say of what they are the value, and not of the same."""
+        return bool(self.name and other.name) and self.name != other.name
+
     @property
     def is_several(self) -> bool:
         """Whether it is a list or a set of values."""

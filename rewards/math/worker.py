@@ -104,8 +104,8 @@ def equal(gold: Formula, given: Formula) -> bool:
     """Whether math-verify says so, and numbers agree in their first 12 digits too: it compares
     places after the point, to which 1/2^100 is 0."""
     # A pair that answers for a set of two is compared in its order, as the other way round.
-    pair = (given, gold) if is_pair(given) and isinstance(gold, FiniteSet) else (gold, given)
-    if not verify(*pair, float_rounding=DIGITS, strict=True, timeout_seconds=None):
+    first, second = (given, gold) if is_pair(given) and is_set(gold) else (gold, given)
+    if not verify(first, second, float_rounding=DIGITS, strict=True, timeout_seconds=None):
         return False
     if not (is_number(gold) and is_number(given)):
         return True
@@ -117,6 +117,10 @@ def is_pair(value: Formula) -> bool:
     return isinstance(value, Tuple | Interval)
 
 
+def is_set(value: Formula) -> bool:
+    return isinstance(value, FiniteSet)
+
+
 def is_number(value: Formula) -> bool:
     return bool(getattr(value, "is_number", False)) and bool(getattr(value, "is_finite", False))
 
@@ -125,7 +129,7 @@ def canonical(value: Formula) -> str:
     """A text that answers share which are easily seen to be equal."""
     if not is_bounded(value):
         return str(value)
-    if isinstance(value, FiniteSet):
+    if is_set(value):
         return f"{{{', '.join(sorted(map(canonical, value.args)))}}}"
     if isinstance(value, Tuple):
         return f"({', '.join(map(canonical, value.args))})"
