@@ -136,6 +136,7 @@ def compared(gold: Answer, boxes: tuple[str, ...], deadline: float) -> Compariso
 def compared_one(gold: Answer, given: Answer, deadline: float) -> Comparison:
     if gold.choice or gold.is_words:
         return by_letters(gold, given)
+    given = policy.in_shape_of(gold, given)
     fault = policy.refusal(gold, given)
     if fault:
         return Comparison(False, given.compact, fault)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -67,6 +67,8 @@ NOTATION = [
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 BRACKETS = re.compile(r"[(\[]|\\\{")
 
+REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
+
 SCALES = {
     "hundred": 10**2,
     "thousand": 10**3,
@@ -114,7 +116,8 @@ WORK = re.compile(
     r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}"
 )
 
-BASE = re.compile(r"(\w+)_(?:\{(\d+)\}|(\d+))")
+BASED = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
+ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
 CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
 BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
@@ -174,9 +177,16 @@ class Answer:
         return self.text.endswith("%")
 
     @property
+    def digits_and_base(self) -> tuple[str, str]:
+        """Of a number in a base that it tells; empty texts for any other."""
+        found = BASED.fullmatch(self.compact)
+        return (found[1], found[2]) if found else ("", "")
+
+    @property
     def words(self) -> str:
         """Its letters, where notation does not matter."""
-        return re.sub(r"\\text|[\\{}\"' ]+", " ", self.text).strip(" .,;:!").casefold()
+        plain = re.sub(r"\\text|[\\{}\"' ]+", " ", self.text).strip(" .,;:!").casefold()
+        return ARTICLE.sub("", plain)
 
     @property
     def is_words(self) -> bool:
@@ -223,7 +233,14 @@ def tidy(text: str) -> str:
         text = inner
     if not BRACKETS.search(text):
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
-    return SCALED.sub(scaled, text)
+    return REPEATING.sub(as_fraction, SCALED.sub(scaled, text))
+
+
+def as_fraction(found: re.Match[str]) -> str:
+    """A decimal that repeats: 0.1666... as 15/90."""
+    whole, once, again = found.groups()
+    top = int(f"{whole}{once}{again}") - int(f"{whole}{once}" or 0)
+    return rf"\frac{{{top}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
 
 
 def scaled(found: re.Match[str]) -> str:
@@ -262,6 +279,17 @@ def split_assignment(text: str) -> tuple[str, str]:
     return "", text
 
 
+def in_shape_of(gold: Answer, given: Answer) -> Answer:
+    """Coordinates given one by one, "x = 2, y = 3", as the point that is asked for, and digits
+    without a base as those of the base that is asked for."""
+    digits, base = gold.digits_and_base
+    if given.text == digits:
+        return replace(given, text=f"{digits}_{base}")
+    if given.name and gold.text.startswith("(") and len(parts(given.text)) > 1:
+        return replace(given, text=f"({given.text})")
+    return given
+
+
 def parts(text: str) -> list[str]:
     """The values of a list: what stands between commas outside of all brackets."""
     return ["".join(part).strip() for part in split_outside(JOINED.sub(",", text))]
@@ -288,6 +316,8 @@ def refusal(gold: Answer, given: Answer) -> str | None:
         return "is a relation and not a value"
     if HEDGE.search(re.sub(OR, ",", given.text) if gold.is_several else given.text):
         return "does not commit to its value"
+    if given.digits_and_base[1] not in ("", "10", gold.digits_and_base[1]):
+        return "is in another base than is asked for"
     if given.is_several and not gold.is_several and not gold.relations:
         return SEVERAL_VALUES
     return None
