@@ -14,11 +14,10 @@ from opd.privileged import Problem
 from opd.reward import Reward
 from opd.types import Rollout, Verdict
 from rewards.exact import unanswered, wrong
-from rewards.number import last_box
+from rewards.number import boxes, last_box, said
 
 MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\b|\\[,;!: ]|[*_$`{}]")
-BOX = re.compile(r"\\boxed\s*\{([^{}]{0,80}(?:\{[^{}]{0,80}\}[^{}]{0,80}){0,4})\}")
-JOINED = re.compile(r"[\s$*.,;/&|]*(?:\b(?:or|and)\b)?[\s$*]*", re.IGNORECASE)
+JOINED = re.compile(r"\}[\s$*.,;/&|]*(?:\b(?:or|and)\b)?[\s$*]*\\boxed\s*\{", re.IGNORECASE)
 
 # A bare letter is one only where no other word follows it: "A dog" is no choice.
 ENDED = r"(?=[).:,;!/&]|\s*(?:$|\n)|\s+(?:or|and|because|since|/|&)(?:\s|$))"
@@ -67,7 +66,7 @@ def judged(given: str | None, right: Sequence[str], rollout: Rollout) -> Verdict
 
 def given(rollout: Rollout) -> str | None:
     """What stands where the response says its choice, or None."""
-    text = rollout.text.rpartition("</think>")[2]
+    text = said(rollout.text)
     if "\\boxed" in text:
         return hedged(text) or last_box(text) or None
     if rollout.finish == "length":
@@ -83,10 +82,10 @@ def given(rollout: Rollout) -> str | None:
 
 def hedged(text: str) -> str | None:
     """The last two boxes when nothing but "or" stands between them."""
-    boxes = list(BOX.finditer(text))[-2:]
-    if len(boxes) < 2 or not JOINED.fullmatch(text[boxes[0].end() : boxes[1].start()]):
+    last = sorted(boxes(text))[-2:]
+    if len(last) < 2 or not JOINED.fullmatch(text, last[0][1], last[1][0]):
         return None
-    return f"{boxes[0][1]} or {boxes[1][1]}"
+    return " or ".join(text[start:end] for start, end in last)
 
 
 def saying(text: str) -> str | None:

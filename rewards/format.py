@@ -12,6 +12,7 @@ from opd.config import part
 from opd.privileged import Problem
 from opd.reward import Reward
 from opd.types import Rollout, Verdict
+from rewards.number import said
 
 SECONDS = 1.0
 """Of processor time that matching one response may take: a pattern may be slow on what a model
@@ -72,7 +73,7 @@ class OneBox(Form):
     r"""One \boxed{...} after the thinking, no more and no less."""
 
     def fault(self, text: str) -> str | None:
-        count = text.rpartition("</think>")[2].count("\\boxed")
+        count = said(text).count("\\boxed")
         return None if count == 1 else f"Your answer has {count} boxes where it should have one."
 
 

@@ -22,6 +22,7 @@ from opd.privileged import Problem
 from opd.reward import Reward
 from opd.types import Rollout, Verdict
 from rewards.exact import unanswered
+from rewards.number import said
 
 if TYPE_CHECKING:
     import httpx
@@ -135,7 +136,7 @@ class ModelJudge(Reward):
     async def verdict(
         self, client: httpx.AsyncClient, room: asyncio.Semaphore, problem: Problem, rollout: Rollout
     ) -> Verdict:
-        response = rollout.text.rpartition("</think>")[2].strip()
+        response = said(rollout.text).strip()
         if not response or rollout.finish == "length":
             return unanswered(rollout)
         if len(response) > self.longest_response:
@@ -232,15 +233,15 @@ def verdict_of(reply: bytes) -> bool:
         raise Unjudged("the judge's answer is no chat completion") from None
     if finish != "stop" or not isinstance(text, str):
         raise Unjudged("the judge did not finish its answer")
-    lines = text.rpartition("</think>")[2].strip().rstrip("`").strip().splitlines()
-    word = said(lines[-1].strip()) if lines else None
+    lines = said(text).strip().rstrip("`").strip().splitlines()
+    word = word_of(lines[-1].strip()) if lines else None
     if word not in ("correct", "incorrect"):
         raise Unjudged("the judge's answer does not end with a verdict")
     return word == "correct"
 
 
-def said(line: str) -> object:
-    """The word of a line that holds a verdict and nothing else."""
+def word_of(line: str) -> object:
+    """What a line that holds a verdict and nothing else says, None for any other."""
     plain = VERDICT.fullmatch(line)
     if plain:
         return plain[1].lower()
