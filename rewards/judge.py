@@ -92,6 +92,8 @@ class ModelJudge(Reward):
     attempts: Annotated[int, Field(gt=0)] = 3
     """Requests at most, where the endpoint is busy or out of reach."""
     reply_tokens: Annotated[int, Field(gt=0)] = 1024
+    request: dict[str, object] = Field(default_factory=dict)
+    """Further keys of every request, such as `chat_template_kwargs`, over our own."""
     longest_response: Annotated[int, Field(gt=0)] = 20_000
     """Characters after the thinking; what is longer is no answer."""
     requests: Annotated[int, Field(gt=0)] = 8
@@ -170,10 +172,11 @@ class ModelJudge(Reward):
     async def judgement(self, client: httpx.AsyncClient, prompt: str) -> bool:
         """Whether the response is correct. Raises Unjudged."""
         body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
             "max_tokens": self.reply_tokens,
             "temperature": 0.0,
+            **self.request,
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
         }
         path = Path(self.cache) / f"{digest([self.base_url, body])}.json" if self.cache else None
         known = remembered(path) if path else None

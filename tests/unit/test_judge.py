@@ -288,6 +288,14 @@ def test_responses_without_a_final_answer_are_not_sent(served: Served):
     assert not served.bodies
 
 
+def test_a_request_takes_further_keys_but_no_other_model_or_messages(served: Served):
+    keys = {"seed": 5, "temperature": 0.5, "model": "silent", "messages": []}
+    assert verdicts(judge(served, request=keys), "seven")[0].status == "pass"
+    (body,) = served.bodies
+    assert (body["seed"], body["temperature"], body["model"]) == (5, 0.5, "honest")
+    assert body["max_tokens"] == 1024
+
+
 def test_the_key_is_read_from_the_environment(served: Served, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("A_KEY", "abc")
     assert verdicts(judge(served, key_variable="A_KEY"), "seven")[0].status == "pass"
