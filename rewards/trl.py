@@ -56,8 +56,6 @@ class TRL(Reward):
             completion_ids=[list(rollout.token_ids) for rollout in rollouts],
             **columns,
         )
-        if len(rewards) != len(rollouts):
-            raise ValueError(f"{self.function} gives {len(rewards)} rewards of {len(rollouts)}")
         return [self.verdict(reward) for reward in rewards]
 
     def verdict(self, reward: float | None) -> Verdict:

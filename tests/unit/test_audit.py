@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from opd.config import ROOT
 from opd.errors import DataError, RecipeError
 from opd.overlap import normalised, repeated, same_question, shared_words, without_template
 
+BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
 ADAPTER = (
     "{name: data.columns:Columns, columns: {q: prompt, s: solution, a: answer},"
     " instruction: Think long and put the answer at the very end of what you write please.}"
@@ -207,3 +209,32 @@ def test_shared_words_are_what_a_search_for_every_window_finds(
 
 def test_questions_of_nothing_but_signs_are_not_taken_for_each_other():
     assert same_question({1: "?", 2: "$ $"}, {1: "!", 2: "..."}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "against", "expected"),
+    [
+        (
+            *("gsm8k_train", "data.gsm8k:problem", ["gsm8k_test"]),
+            {
+                "rows that cannot be read": "0: ",
+                "questions that repeat an earlier one": "0: ",
+                "prompts in which the answer stands": "0: ",
+                "questions that gsm8k_test.jsonl asks too": "0: ",
+                "13 words in a row as in gsm8k_test.jsonl": "4: 21, 407, 1315, 5163",
+            },
+        ),
+        (
+            *("math500", "data.math500:problem", []),
+            {"rows that cannot be read": "0: ", "prompts in which the answer stands": "1: 278"},
+        ),
+    ],
+)
+def test_real_files(name: str, adapter: str, against: list[str], expected: dict[str, str]):
+    """Row 278 of MATH-500 asks for the simplest form of what is its answer."""
+    files = [BENCHMARKS / f"{file}.jsonl" for file in (name, *against)]
+    if not all(file.is_file() for file in files):
+        pytest.skip(f"no {name} in {BENCHMARKS}; set OPD_BENCHMARKS to the folder that has it")
+    sound, findings, _ = found(str(files[0]), adapter=adapter, against=list(map(str, files[1:])))
+    assert sound
+    assert findings.items() >= expected.items()
