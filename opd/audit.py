@@ -30,7 +30,6 @@ TELLING_LENGTH = 6
 ADAPTER_AND_FILE = re.compile(r"(?P<adapter>[\w.]+:\w+)=(?P<file>.+)")
 PRIVILEGED_TEXTS = ("solution", "demonstration", "answer")
 
-
 Others = Sequence[tuple[str, Mapping[int, Problem]]]
 """Name and problems, by row number, of each dataset to compare with."""
 
@@ -60,7 +59,7 @@ class Lengths:
         return sorted(self.lengths)[ceil(0.95 * len(self.lengths)) - 1]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(repr=False)
 class Reading:
     """What became of a dataset's rows."""
 
@@ -150,7 +149,8 @@ def audit(
     console.print(f"{reading.rows:,} rows, {len(reading.problems):,} problems")
     console.print(lengths_table(list(lengths_of(reading, chat))))
     console.print(findings_table(findings))
-    return not any(finding.stops_a_run and finding.rows for finding in findings)
+    stops = any(finding.stops_a_run and finding.rows for finding in findings)
+    return bool(reading.problems) and not stops
 
 
 def list_columns(dataset: Dataset, console: Console) -> bool:
@@ -168,7 +168,7 @@ def list_columns(dataset: Dataset, console: Console) -> bool:
         table.add_row(Text(column), said)
     console.print(table)
     console.print(findings_table(list(unread(reading, dataset.dataset))))
-    return not reading.faults
+    return rows > 0 and not reading.faults
 
 
 def say_which_file(dataset: Dataset, console: Console) -> None:

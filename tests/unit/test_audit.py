@@ -98,7 +98,7 @@ def test_rows_that_an_adapter_leaves_out_are_said(tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     options = "{name: data.openmathreasoning:OpenMathReasoning, without_answer: leave_out}"
     sound, _, printed = found(str(tmp_path / "rows.jsonl"), adapter=options)
-    assert sound and "rows left out: column 'expected_answer' is empty" in printed
+    assert not sound and "rows left out: column 'expected_answer' is empty" in printed
     assert "1 rows, 0 problems" in printed
 
 
@@ -156,6 +156,9 @@ def test_the_verb_says_by_its_exit_code_whether_a_run_could_begin(
     assert main(["data", "check", name, "--adapter", ADAPTER]) == 0
     assert main(["data", "check", name, "limit=1", "--adapter", "data.gsm8k:problem"]) == 4
     assert main(["data", "check", str(tmp_path / "none.jsonl")]) == 4
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert main(["data", "check", str(tmp_path / "empty.jsonl")]) == 4
+    assert main(["data", "check", str(tmp_path / "empty.jsonl"), "--adapter", ADAPTER]) == 4
     assert main(["data", "check", name, "--adapter", "data.gsm8k:problems"]) == 2
     assert main(["data", "check", name, "limit=none", "--adapter", ADAPTER]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -181,6 +181,8 @@ def test_files_that_give_no_rows_are_refused(tmp_path: Path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     (tmp_path / "rows.csv").write_text("id\n1\n")
     (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match="there are no rows"):
+        dataset(tmp_path / "empty.jsonl", where={"family": "sums"}).problems()
     for name, cause in (
         ("empty.jsonl", "there are no rows"),
         ("object.json", "holds no list of rows"),
