@@ -269,8 +269,8 @@ def test_a_file_is_the_one_on_record(tmp_path: Path):
     with pytest.raises(DataError) as refused:
         dataset(path, sha256=recorded, limit=1).problems()
     assert str(refused.value) == (
-        f"{path}: its sha256 begins with {found[:12]}, and that on record with {recorded[:12]}; "
-        "fetch the file on record, or record the new hash if the change is meant"
+        f"{path}: its sha256 is {found}, and not {recorded[:12]}..., which is on record; "
+        "fetch the file on record, or record this hash if the change is meant"
     )
     with pytest.raises(DataError, match="someone/nothing: a sha256 is of a file, and this is none"):
         dataset("someone/nothing", sha256=recorded).problems()
