@@ -150,8 +150,8 @@ class Dataset:
         found = sha256_of(path)
         if found != self.sha256:
             raise DataError(
-                f"{self.dataset}: its sha256 is {found}, and not {self.sha256[:12]}..., which is on "
-                "record; fetch the file on record, or record this hash if the change is meant"
+                f"{self.dataset}: its sha256 is {found}, and not {self.sha256[:12]}..., which is "
+                "on record; fetch the file on record, or record this hash if the change is meant"
             )
 
     def hub_rows(self) -> Iterator[Numbered]:
