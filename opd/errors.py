@@ -1,6 +1,11 @@
 """What goes wrong on a user's side: one sentence that names the place, the cause and the fix."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's `error` says, or its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OpdError(Exception):
     """A fault that the user can mend; the command prints it without a traceback and exits."""
 

@@ -50,7 +50,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[n, D]` hidden states to `[n, V]` logits in float32 (float64 from float64)."""
-        dtype = product.computing_dtype(self.weight)
+        dtype = product.autocast_dtype(hidden.device) or self.weight.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             scores = product.scores(hidden.to(dtype), self.weight.to(dtype), self.bias)
         return self.capped(scores)

@@ -17,10 +17,10 @@ SAMPLE_STRIDE = 64
 """Every so many vocabulary entries are looked at to learn how high a row's scores are."""
 
 
-def computing_dtype(weight: Tensor) -> torch.dtype:
-    """What a product with `weight` is computed in: autocast's choice inside autocast."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on `device`; None outside of autocast."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def scores(

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, cast
 
 import yaml
 
-from opd.errors import RecipeError
+from opd.errors import RecipeError, first_line
 
 TAG = "tag:yaml.org,2002:"
 PLAIN_TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
@@ -65,7 +65,7 @@ def read_yaml(text: str, where: str) -> object:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{where}{line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{where}: {first_line(error)}") from None
 
 
 def write_yaml(tree: object) -> str:

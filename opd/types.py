@@ -95,6 +95,18 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a teacher thinks of taken tokens, at the sampling temperature."""
+
+    logprob: Tensor
+    """`[n]` nats; 0 where absent."""
+    entropy: Tensor
+    """`[n]` nats; 0 where absent."""
+    present: Tensor
+    """`[n]` bool."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a teacher thinks of a batch's action tokens, from a pass without gradients.
 
@@ -134,12 +146,9 @@ class Scores:
         logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
         return logprob, entropy
 
-    def rows(self, index: Tensor) -> Scores:
-        """The scores of some of the tokens; all are computed first, and once."""
-        names = ("hidden", "present", "target_ids")
-        part = replace(self, **{name: getattr(self, name)[index] for name in names})
-        vars(part)["_scored"] = self.logprob[index], self.entropy[index]
-        return part
+    def rows(self, index: Tensor) -> Seen:
+        """Of some of the tokens; all are computed first, and once."""
+        return Seen(self.logprob[index], self.entropy[index], self.present[index])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opd.types import Batch, Context, Head, Scores
+from opd.types import Batch, Context, Head, Scores, Seen
 
 
 def context(tokens: int) -> Context:
@@ -67,3 +67,9 @@ def scores_of(
     vars(scores)["logprob"] = torch.tensor(logprob or zeros)
     vars(scores)["entropy"] = torch.tensor(entropy or zeros)
     return scores
+
+
+def seen_of(logprob: Sequence[float]) -> Seen:
+    """What a teacher that is present everywhere thinks of tokens; its entropy is 0."""
+    found = torch.tensor(logprob)
+    return Seen(found, torch.zeros_like(found), torch.ones_like(found, dtype=torch.bool))

@@ -27,7 +27,7 @@ def tree(folder: Path, output: Path, **changes: object) -> dict[str, Any]:
             "views": {"solution": solution},
         },
         "terms": {
-            "distil": {"loss": {"name": "Distill", "view": "solution", "divergence": "JSD"}},
+            "distil": {"loss": {"name": "Distill", "target": "solution", "divergence": "JSD"}},
             "reinforce": {"loss": "PolicyGradient"},
         },
         "source": {"name": "OnPolicy", "rollouts_per_problem": 2},

@@ -61,7 +61,7 @@ def perturb_adapter(learner: Learner) -> None:
 
 def distil(view: str, *weights: Weight, coefficient: float = 1.0) -> Term:
     """A plain distillation term."""
-    loss = Distill(view=view, divergence=ForwardKL())
+    loss = Distill(target=view, divergence=ForwardKL())
     return Term(loss=loss, weights=weights, coefficient=Constant(value=coefficient))
 
 

@@ -16,6 +16,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from opd import product
 from opd.errors import RecipeError
 
 Backend = Literal["sdpa", "varlen", "flash_attention_2"]
@@ -235,8 +236,7 @@ def segmented_varlen(
         else:
             shared = query.shape[1] // key.shape[1]
             key, value = (row.repeat_interleave(shared, dim=1) for row in (key, value))
-    kind = query.device.type
-    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    half = product.autocast_dtype(query.device) or value.dtype
     longest = max(segments.lengths)
     rows, keys, values = (row[0].transpose(0, 1).to(half) for row in (query, key, value))
     output = varlen_attn(

@@ -6,7 +6,7 @@ the positions that predict them. What teachers read has no say in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,28 +16,43 @@ from opd.types import Batch, Context
 
 Ids = tuple[int, ...]
 
+LARGEST_PADDING = 0.25
+"""Share of a padded model input. Shorter inputs cost less than padding does: lengths double from
+one to the next."""
+
 
 def pack(
     trajectories: Sequence[Trajectory], *, tokens_per_batch: int, packing: bool, pad_id: int
 ) -> list[Batch]:
     """Micro-batches of at most `tokens_per_batch` positions of the student, padding included.
 
-    Similar lengths go together. A trajectory that alone exceeds the budget gets its own batch:
-    nothing is cut. `packing` lays sequences end to end in one row instead of padding rows.
+    Similar lengths go together, so that little is padding. A trajectory that alone exceeds the
+    budget gets its own batch: nothing is cut. `packing` lays sequences end to end in one row
+    instead of padding rows.
     """
     lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in trajectories]
-    bins = fill(lengths, lambda chosen: positions(chosen, packing) <= tokens_per_batch)
+    bins = fill(lengths, tokens_per_batch, packing=packing)
     return [assemble(trajectories, members, packing=packing, pad_id=pad_id) for members in bins]
 
 
-def fill(lengths: Sequence[int], fits: Callable[[Sequence[int]], bool]) -> list[list[int]]:
-    """Indices of `lengths`, shortest first, in bins as full as `fits` allows.
+def fill(
+    lengths: Sequence[int], tokens_per_batch: int, *, packing: bool, before: int = 0
+) -> list[list[int]]:
+    """Indices of `lengths`, shortest first, in bins that each make one model input of at most
+    `tokens_per_batch` positions and little padding, with `before` positions ahead of each sequence.
 
-    `fits` is asked with the ascending lengths of a bin; what fits in none gets its own.
+    What alone exceeds the budget gets its own bin.
     """
+
+    def fits(chosen: Sequence[int]) -> bool:
+        inside = positions([lengths[index] for index in chosen], packing)
+        real = sum(lengths[index] for index in chosen)
+        room = inside + before * len(chosen) <= tokens_per_batch
+        return room and real >= (1 - LARGEST_PADDING) * inside
+
     bins: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if bins and fits([lengths[member] for member in (*bins[-1], index)]):
+        if bins and fits([*bins[-1], index]):
             bins[-1].append(index)
         else:
             bins.append([index])

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd import product
 from opd.head import Head
 from opd.learner.chunks import Gradients, RowFunction, Work, wide_dtype
-from opd.learner.row_kernel import Statistics
-from opd.learner.row_tables import Tables
+from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
 from opd.objective.clip import Clip
 from opd.objective.divergence import Divergence
@@ -97,7 +97,7 @@ def fused(
     It carries the gradient, computed already, of the hidden states and of the head, as far as they
     ask for one; it can be differentiated once.
     """
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     return _Fused.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
 
 
@@ -130,7 +130,7 @@ def linear_divergence(
         weights = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
     counted = weights.detach().nonzero().squeeze(-1)
     loss = Distill(
-        view="teacher",
+        target="teacher",
         divergence=divergence,
         support=support or Full(),
         clip=clip,
@@ -146,7 +146,7 @@ def linear_divergence(
     if not recompute:
         total = fused(hidden, head, teachers, function, chunk_tokens)
         return total, per_token.index_copy(0, counted, found)
-    work = Work(head, teachers, function, chunk_tokens)
+    work = Work(head, teachers, function, chunk_tokens, product.autocast_dtype(hidden.device))
     result: Tensor = _Recomputed.apply(hidden, head.weight, head.bias, work)  # pyright: ignore
     return (result * weights[counted]).sum(), per_token.index_copy(0, counted, result)
 
@@ -174,9 +174,10 @@ class Weighted(RowFunction):
     def target_ids(self, rows: slice) -> Tensor:
         return torch.zeros_like(self.found[rows], dtype=torch.long)
 
-    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
+    def of_comparison(self, rows: slice, found: Compared) -> Tensor:
+        assert self.comparison is not None, "a loss that comes down to no comparison"
         logprob = found.logprob
-        return self.weighted(rows, self.loss.of_distance(found.divergence, logprob, logprob)[0])
+        return self.weighted(rows, self.comparison.loss(found.divergence, logprob, logprob)[0])
 
     def weighted(self, rows: slice, loss: Tensor) -> Tensor:
         """The losses `[b]` of some rows times their scales."""

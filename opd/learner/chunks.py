@@ -20,9 +20,8 @@ from torch import Tensor
 from opd import product
 from opd.head import Head, at_least_single, chunk_size
 from opd.learner import row_kernel, row_tables
-from opd.learner.row_kernel import Statistics
-from opd.learner.row_tables import Tables
-from opd.learner.sides import Memory, ShiftedLogits, Side, StudentLogits, TeacherLogits
+from opd.learner.row_pairs import Compared, Comparer, RowPairs
+from opd.learner.sides import Memory, ShiftedLogits, Side, StudentLogits, TeacherLogits, pulled
 from opd.objective.logits import Logits
 from opd.objective.loss import Comparison
 
@@ -35,24 +34,24 @@ class RowFunction(ABC):
     each other."""
 
     @property
+    @abstractmethod
     def comparison(self) -> Comparison | None:
         """What the values are functions of, beside the taken tokens' log-probs, if that is all."""
-        return None
+
+    @abstractmethod
+    def target_ids(self, rows: slice) -> Tensor:
+        """The taken tokens `[b]`."""
+
+    @abstractmethod
+    def of_comparison(self, rows: slice, found: Compared) -> Tensor:
+        """The values `[b]` of some rows, from what their comparison found; its divergences and
+        log-probs carry the gradient."""
 
     @abstractmethod
     def __call__(
         self, rows: slice, student: StudentLogits, teachers: Mapping[str, Logits]
     ) -> Tensor:
         """The values `[b]` of some rows, from both sides' logits."""
-
-    def target_ids(self, rows: slice) -> Tensor:
-        """The taken tokens `[b]`."""
-        raise NotImplementedError(f"{type(self).__name__} names no comparison")
-
-    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
-        """What a call yields, from what was found of the rows: the divergences and log-probs in it
-        carry the gradient."""
-        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,26 @@ class Work:
     """View to `[N, D']` hidden states and their head."""
     function: RowFunction
     chunk_tokens: int | None
+    autocast: torch.dtype | None
+    """What autocast computed in where the pass was begun: a backward may run outside of it."""
+
+    def narrowed(self, head: Head, vocabulary: int) -> Head:
+        """The first `vocabulary` entries of `head` in the dtype that is computed in: the rest is
+        one model's padding."""
+        weight = head.weight.detach()[:vocabulary]
+        bias = None if head.bias is None else head.bias.detach()[:vocabulary]
+        return Head(weight.to(self.autocast or weight.dtype), bias, head.softcap)
 
     def run(
         self, hidden: Tensor, pull: Tensor | None, needs: tuple[bool, bool, bool]
     ) -> tuple[Tensor, Gradients]:
         """The values `[N]`, and the gradients of their sum, each times its `pull` `[N]` if given,
         that are needed of (hidden, weight, bias)."""
-        weight = self.head.weight
         wide = wide_dtype(hidden)
         heads = [self.head, *(head for _, head in self.teachers.values())]
         vocabulary = min(head.weight.shape[0] for head in heads)
-        dtype = product.computing_dtype(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            chunks = Chunks(self, hidden, pull, needs, narrowed(self.head, vocabulary, dtype), wide)
+            chunks = Chunks(self, hidden, pull, needs, self.narrowed(self.head, vocabulary), wide)
             most = self.chunk_tokens or chunk_size(vocabulary, hidden.device)
             for window in even(hidden.shape[0], most):
                 chunks.take(window)
@@ -96,17 +102,11 @@ class Work:
 
 
 def even(rows: int, most: int) -> list[slice]:
-    """`rows` in windows of at most `most`, none of them small: each costs a pass over the weight's
-    gradient, however few its rows."""
+    """`rows` in windows of at most `most`, the largest first and none of them small: each costs a
+    pass over the weight's gradient, however few its rows."""
     count = math.ceil(rows / most)
-    ends = [rows * number // count for number in range(count + 1)] if count else []
+    ends = [-(-rows * number // count) for number in range(count + 1)] if count else []
     return [slice(start, end) for start, end in pairwise(ends)]
-
-
-def narrowed(head: Head, vocabulary: int, dtype: torch.dtype) -> Head:
-    """The first `vocabulary` entries of `head` in `dtype`: the rest is one model's padding."""
-    bias = None if head.bias is None else head.bias.detach()[:vocabulary]
-    return Head(head.weight.detach()[:vocabulary].to(dtype), bias, head.softcap)
 
 
 class Chunks:
@@ -136,7 +136,7 @@ class Chunks:
         self.teacher_heads = {
             view: head
             if shares_head(work.head, theirs)
-            else narrowed(theirs, head.weight.shape[0], product.computing_dtype(theirs.weight))
+            else work.narrowed(theirs, head.weight.shape[0])
             for view, (_, theirs) in work.teachers.items()
         }
         heads = [head, *self.teacher_heads.values()]
@@ -144,100 +144,77 @@ class Chunks:
             each.bias is not None and bool(each.bias.isneginf().any()) for each in heads
         )
 
+    @property
+    def pulls(self) -> bool:
+        """Whether any gradient is asked for."""
+        return any(part is not None for part in (self.rows, self.weight, self.bias))
+
     def take(self, window: slice) -> None:
         """Compute the values of the rows `window` and add their gradients."""
-        rows = self.hidden[window]
         head = self.head
-        own = Side(rows.to(head.weight.dtype), head, self.memory, rounds=self.rounds())
-        scores = own.scores(slice(None))
+        rows = self.hidden[window].to(head.weight.dtype)
+        scores = Side(rows, head, self.memory, rounds=self.rounds()).table
         sides = {view: self.side(view, window) for view in self.work.teachers}
-        pulls = any(part is not None for part in (self.rows, self.weight, self.bias))
         comparison = self.work.function.comparison
-        if comparison is not None:
-            side = sides[comparison.view]
-            if uses_kernel(comparison, scores):
-                self.compare(window, scores, side, comparison, pulls=pulls)
-            else:
-                for block in blocks(len(rows), scores):
-                    self.compare_block(window, block, scores, side, comparison, pulls=pulls)
-            if pulls:
-                self.add(window, scores, (), is_whole=True)
-            return
+        if comparison is None:
+            self.differentiate(window, scores, sides)
+        else:
+            self.compare(window, scores, sides[comparison.view], comparison)
+
+    def differentiate(self, window: slice, scores: Tensor, sides: Mapping[str, Side]) -> None:
+        """The values of the rows `window` by a call of the function, and by autograd what they pull
+        at: whole rows of `scores` `[c, V]`, or no more than the entries that are read."""
         picked: list[tuple[slice, Tensor, Tensor]] = []
         is_whole = False
-        for block in blocks(len(rows), scores):
+        for block in blocks(len(scores), scores):
             here = slice(window.start + block.start, window.start + block.stop)
-            student = StudentLogits(scores[block], head, pulls=pulls)
-            with torch.set_grad_enabled(pulls):
+            student = StudentLogits(scores[block], self.head, pulls=self.pulls)
+            with torch.set_grad_enabled(self.pulls):
                 value = self.work.function(here, student, views(student, sides, block))
-                self.values[here] = value.detach()
-                if not pulls:
-                    continue
-                weighted = value if self.pull is None else value * self.pull[here]
-                found = pulled(weighted.sum(), student.leaves())
-            count = len(student.whole)
-            for gradient in found[:count]:
-                scores[block] = gradient
+                total = self.keep(here, value)
+            if not self.pulls:
+                continue
+            whole, chosen = student.gradients(total)
+            if whole is not None:
+                scores[block] = whole
                 is_whole = True
-            sparse = zip(student.chosen, found[count:], strict=True)
-            picked += [(block, ids, gradient) for (ids, _), gradient in sparse]
-        if pulls:
-            self.add(window, scores, picked, is_whole=is_whole)
+            picked += [(block, ids, values) for ids, values in chosen]
+        if is_whole:
+            for block, ids, values in picked:
+                scores[block].scatter_add_(-1, ids, values.to(scores.dtype))
+            self.add_whole(window, scores)
+        elif self.pulls:
+            self.add_chosen(window, picked)
 
-    def compare(
-        self, window: slice, scores: Tensor, side: Side, comparison: Comparison, *, pulls: bool
-    ) -> None:
-        """Compute the values of the rows `window` by the kernel, and turn `scores` `[c, V]` into
-        their gradient."""
-        about = scores, side.scores(slice(None)), self.work.function.target_ids(window)
-        how = comparison.divergence, comparison.temperature
-        by: dict[str, Any] = {"difference": side.is_difference, "softcap": self.head.softcap}
-        found = row_kernel.measure(*about, *how, **by)
-        scales = self.evaluate(window, found, pulls=pulls)
-        if scales is not None:
-            row_kernel.pull_(*about, found, *how, **by, **scales)  # pyright: ignore
+    def compare(self, window: slice, scores: Tensor, side: Side, comparison: Comparison) -> None:
+        """The values of the rows `window` by a comparison with `side`; `scores` `[c, V]` become
+        what they pull at."""
+        rows = comparer(comparison, scores)
+        for block in blocks(len(scores), scores):
+            here = slice(window.start + block.start, window.start + block.stop)
+            pairs = RowPairs(
+                student=scores[block],
+                teacher=side.table[block],
+                is_difference=side.is_difference,
+                target_ids=self.work.function.target_ids(here),
+                divergence=comparison.divergence,
+                temperature=comparison.temperature,
+                softcap=self.head.softcap,
+                may_exclude=self.may_exclude,
+            )
+            found = rows.measure(pairs)
+            leaves = [part.requires_grad_(self.pulls) for part in (found.divergence, found.logprob)]
+            with torch.set_grad_enabled(self.pulls):
+                total = self.keep(here, self.work.function.of_comparison(here, found))
+            if self.pulls:
+                rows.pull_(pairs, found, *pulled(total, leaves))
+        if self.pulls:
+            self.add_whole(window, scores)
 
-    def compare_block(
-        self,
-        window: slice,
-        block: slice,
-        scores: Tensor,
-        side: Side,
-        comparison: Comparison,
-        *,
-        pulls: bool,
-    ) -> None:
-        """The same for the rows `block` of `window`, without a kernel."""
-        here = slice(window.start + block.start, window.start + block.stop)
-        measure, pull_ = row_tables.on(scores.device)
-        found = measure(
-            scores[block],
-            side.scores(block),
-            self.work.function.target_ids(here),
-            comparison.divergence,
-            comparison.temperature,
-            difference=side.is_difference,
-            softcap=self.head.softcap,
-            may_exclude=self.may_exclude,
-        )
-        scales = self.evaluate(here, found, pulls=pulls)
-        if scales is not None:
-            pull_(scores[block], found, comparison.temperature, **scales)
-
-    def evaluate(
-        self, rows: slice, found: Statistics | Tables, *, pulls: bool
-    ) -> dict[str, Tensor] | None:
-        """Write the values of `rows`; what their sum pulls at the divergences and at the taken
-        tokens' log-probs, each `[b]`, if that is asked for."""
-        leaves = [part.requires_grad_(pulls) for part in (found.divergence, found.logprob)]
-        with torch.set_grad_enabled(pulls):
-            value = self.work.function.of_statistics(rows, found)
-            self.values[rows] = value.detach()
-            if not pulls:
-                return None
-            weighted = value if self.pull is None else value * self.pull[rows]
-            divergence, taken = pulled(weighted.sum(), leaves)
-        return {"divergence_scale": divergence, "taken_scale": taken}
+    def keep(self, rows: slice, values: Tensor) -> Tensor:
+        """Write the values `[b]` of `rows`; their sum, each times its pull if there is one."""
+        self.values[rows] = values.detach()
+        return (values if self.pull is None else values * self.pull[rows]).sum()
 
     def rounds(self) -> bool:
         """Whether the student's scores may be rounded: both sides then carry the same error."""
@@ -261,51 +238,35 @@ class Chunks:
             rounds=True,
         )
 
-    def add(
-        self,
-        window: slice,
-        gradient: Tensor,
-        picked: Sequence[tuple[slice, Tensor, Tensor]],
-        *,
-        is_whole: bool,
-    ) -> None:
-        """Add the gradients of a chunk: `gradient` `[c, V]` if anything read whole rows, and those
-        of single entries."""
-        rows = self.hidden[window]
+    def add_whole(self, window: slice, pull: Tensor) -> None:
+        """Add the gradients of a chunk from what pulls at its scores, `[c, V]`."""
         dtype = self.head.weight.dtype
-        if is_whole:
-            for block, ids, values in picked:
-                gradient[block].scatter_add_(-1, ids, values.to(gradient.dtype))
-            self.add_whole(window, gradient.to(dtype), rows.to(dtype))
-            return
+        rows, pull = self.hidden[window].to(dtype), pull.to(dtype)
+        vocabulary = pull.shape[1]
+        if self.rows is not None:
+            total = torch.zeros_like(rows, dtype=self.values.dtype)
+            product.add_rows_gradient(total, pull, self.head.weight)
+            self.rows[window] = total
+        if self.weight is not None:
+            product.add_weight_gradient(self.weight[:vocabulary], pull, rows)
+        if self.bias is not None:
+            self.bias[:vocabulary] += pull.sum(0, dtype=self.values.dtype)
+
+    def add_chosen(self, window: slice, picked: Sequence[tuple[slice, Tensor, Tensor]]) -> None:
+        """Add the gradients of a chunk from what pulls at single scores: for blocks of its rows,
+        ids and values `[b, K]`."""
         if self.rows is not None:
             self.rows[window] = 0
         for block, ids, values in picked:
-            self.add_chosen(window.start, block, ids, values, at_least_single(rows[block]))
-
-    def add_whole(self, window: slice, gradient: Tensor, rows: Tensor) -> None:
-        vocabulary = gradient.shape[1]
-        if self.rows is not None:
-            total = torch.zeros_like(rows, dtype=self.values.dtype)
-            product.add_rows_gradient(total, gradient, self.head.weight)
-            self.rows[window] = total
-        if self.weight is not None:
-            product.add_weight_gradient(self.weight[:vocabulary], gradient, rows)
-        if self.bias is not None:
-            self.bias[:vocabulary] += gradient.sum(0, dtype=self.values.dtype)
-
-    def add_chosen(
-        self, start: int, block: slice, ids: Tensor, values: Tensor, rows: Tensor
-    ) -> None:
-        if self.rows is not None:
-            chosen = at_least_single(self.head.weight[ids])
-            here = slice(start + block.start, start + block.stop)
-            self.rows[here] += torch.einsum("bk,bkd->bd", values, chosen).to(self.rows.dtype)
-        if self.weight is not None:
-            outer = values.unsqueeze(-1) * rows.unsqueeze(1)
-            self.weight.index_add_(0, ids.flatten(), outer.flatten(0, 1))
-        if self.bias is not None:
-            self.bias.index_add_(0, ids.flatten(), values.flatten())
+            here = slice(window.start + block.start, window.start + block.stop)
+            if self.rows is not None:
+                chosen = at_least_single(self.head.weight[ids])
+                self.rows[here] += torch.einsum("bk,bkd->bd", values, chosen).to(self.rows.dtype)
+            if self.weight is not None:
+                outer = values.unsqueeze(-1) * at_least_single(self.hidden[here]).unsqueeze(1)
+                self.weight.index_add_(0, ids.flatten(), outer.flatten(0, 1))
+            if self.bias is not None:
+                self.bias.index_add_(0, ids.flatten(), values.flatten())
 
     def gradients(self) -> Gradients:
         """The sums in the dtype of what they belong to."""
@@ -340,10 +301,12 @@ def shares_head(first: Head, second: Head) -> bool:
     )
 
 
-def uses_kernel(comparison: Comparison, scores: Tensor) -> bool:
-    """Whether a chunk's rows go through the kernel: on a GPU, or where Triton is interpreted."""
+def comparer(comparison: Comparison, scores: Tensor) -> Comparer[Any]:
+    """What compares a chunk's rows: the kernel on a GPU, or where Triton is interpreted."""
     here = scores.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return here and scores.dtype != torch.float64 and row_kernel.supported(comparison.divergence)
+    if here and scores.dtype != torch.float64 and row_kernel.supported(comparison.divergence):
+        return row_kernel.COMPARER
+    return row_tables.on(scores.device)
 
 
 def blocks(rows: int, scores: Tensor) -> list[slice]:
@@ -362,13 +325,6 @@ def views(
         else TeacherLogits(side, block)
         for view, side in sides.items()
     }
-
-
-def pulled(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The gradients of `total` in `leaves`, zeros where it does not depend on them."""
-    if not leaves or not total.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
 
 
 def wide_dtype(hidden: Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opd.config import locate, part
-from opd.errors import RecipeError
+from opd.errors import RecipeError, first_line
 from opd.learner.attention import (
     IMPLEMENTATIONS,
     Backend,
@@ -116,9 +116,9 @@ def load_causal(path: str, *, dtype: torch.dtype, attention: Backend = "sdpa") -
             source, dtype=dtype, attn_implementation=IMPLEMENTATIONS[attention]
         )
     except (OSError, ValueError, ImportError) as error:
-        cause = str(error).splitlines()[0]
         raise RecipeError(
-            f"model.path: {path} cannot be loaded ({cause}); give a causal model's folder or hub id"
+            f"model.path: {path} cannot be loaded ({first_line(error)}); give a causal model's "
+            "folder or hub id"
         ) from error
     refuse_unfaithful(attention, model)
     for scaling in ("logits_scaling", "logit_scale"):
@@ -177,6 +177,12 @@ def causal_of(model: Causal) -> PreTrainedModel:
     return cast("PreTrainedModel", plain)
 
 
+def backbone_of(model: Causal) -> nn.Module:
+    """The model without its head."""
+    causal = causal_of(model)
+    return getattr(causal, causal.base_model_prefix)
+
+
 def head_of(model: Causal) -> Head:
     """The head of `model`; its weight is the live parameter."""
     causal = causal_of(model)
@@ -191,7 +197,7 @@ def hidden_states(model: Causal, context: Context) -> Tensor:
     Right padding needs no mask under causal attention; packing passes its boundaries.
     """
     causal = causal_of(model)
-    backbone = getattr(causal, causal.base_model_prefix)
+    backbone = backbone_of(causal)
     if context.boundaries is None:
         output = backbone(input_ids=context.input_ids, use_cache=False)
     else:

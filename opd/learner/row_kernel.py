@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from opd.learner.row_pairs import Comparer, RowPairs
 from opd.objective.divergence import (
     JSD,
     Divergence,
@@ -94,100 +95,81 @@ def programs() -> ModuleType:
     return row_programs
 
 
-def measure(
-    logits: Tensor,
-    other: Tensor,
-    target_ids: Tensor,
-    divergence: Divergence,
-    temperature: float,
-    *,
-    difference: bool,
-    softcap: float | None,
-) -> Statistics:
-    """Compare the rows `logits` `[n, V]` = z_s with `other` `[n, V]` = z_t, or z_t - z_s with
-    `difference`; `target_ids` `[n]` int64 are the taken tokens.
+def measure(pairs: RowPairs) -> Statistics:
+    """Compare the rows of both sides, which may be strided views; their columns may not.
 
-    Any float type; rows may be a strided view, columns not. Entries that are -inf on both sides
-    count 0; one that only q excludes makes ReverseKL infinite, one that only p excludes ForwardKL.
-    With `difference` the teacher's log-probs never meet the rounding of its logits: log q = log p +
-    d/T - log1p(<p, expm1(d/T)>). `softcap` c bends every logit to c tanh(z / c) first.
+    The teacher's difference from the student never meets the rounding of its logits: log q = log p
+    + d/T - log1p(<p, expm1(d/T)>).
     """
-    check(logits, other, target_ids)
+    check(pairs)
+    logits, other = pairs.student, pairs.teacher
     rows, vocabulary = logits.shape
     found = torch.empty(8, rows, dtype=torch.float32, device=logits.device)
-    form = FORMS[type(divergence)]
     if rows:
         programs().measure_row[(rows,)](
             logits,
             other,
-            target_ids,
+            pairs.target_ids,
             found,
             logits.stride(0),
             other.stride(0),
             vocabulary,
-            1.0 / temperature,
-            softcap or 0.0,
-            form.share(divergence),
-            TERMS=getattr(programs(), form.terms),
-            KL=form.kl,
-            DIFFERENCE=difference,
-            CAPPED=softcap is not None,
-            BLOCK=BLOCK,
-            STAGES=STAGES,
-            num_warps=WARPS,
+            *numbers(pairs),
+            KL=FORMS[type(pairs.divergence)].kl,
+            **shape(pairs),
         )
     return Statistics(*found.unbind())
 
 
 def pull_(
-    logits: Tensor,
-    other: Tensor,
-    target_ids: Tensor,
-    statistics: Statistics,
-    divergence: Divergence,
-    temperature: float,
-    *,
-    difference: bool,
-    softcap: float | None,
-    divergence_scale: Tensor,
-    taken_scale: Tensor,
+    pairs: RowPairs, found: Statistics, divergence_scale: Tensor, taken_scale: Tensor
 ) -> None:
-    """Overwrite `logits` `[n, V]`, in their own type, with the gradient in z_s of
-    sum(divergence_scale * D(p, q) + taken_scale * log p[target]), both scales `[n]`.
-
-    `statistics` are what `measure` found with the same arguments. The gradient is that of a
-    detached teacher, also with `difference`. A row of scale 0 gets 0, whatever its divergence.
-    """
-    check(logits, other, target_ids)
+    """Overwrite the student's rows with their gradient."""
+    check(pairs)
+    logits, other = pairs.student, pairs.teacher
     rows, vocabulary = logits.shape
-    form = FORMS[type(divergence)]
     if rows:
         programs().pull_row[(rows,)](
             logits,
             other,
-            target_ids,
-            statistics.normaliser,
-            statistics.shift,
-            statistics.pull_total,
+            pairs.target_ids,
+            found.normaliser,
+            found.shift,
+            found.pull_total,
             divergence_scale.float().contiguous(),
             taken_scale.float().contiguous(),
             logits.stride(0),
             other.stride(0),
             vocabulary,
-            1.0 / temperature,
-            softcap or 0.0,
-            form.share(divergence),
-            TERMS=getattr(programs(), form.terms),
-            DIFFERENCE=difference,
-            CAPPED=softcap is not None,
-            BLOCK=BLOCK,
-            STAGES=STAGES,
-            num_warps=WARPS,
+            *numbers(pairs),
+            **shape(pairs),
         )
 
 
-def check(logits: Tensor, other: Tensor, target_ids: Tensor) -> None:
+COMPARER = Comparer(measure, pull_)
+
+
+def numbers(pairs: RowPairs) -> tuple[float, float, float]:
+    """What both programs compute with: 1 / T, the soft cap and the divergence's parameter."""
+    share = FORMS[type(pairs.divergence)].share(pairs.divergence)
+    return 1.0 / pairs.temperature, pairs.softcap or 0.0, share
+
+
+def shape(pairs: RowPairs) -> dict[str, Any]:
+    """What both programs are compiled for."""
+    return {
+        "TERMS": getattr(programs(), FORMS[type(pairs.divergence)].terms),
+        "DIFFERENCE": pairs.is_difference,
+        "CAPPED": pairs.softcap is not None,
+        "BLOCK": BLOCK,
+        "STAGES": STAGES,
+        "num_warps": WARPS,
+    }
+
+
+def check(pairs: RowPairs) -> None:
     """What the programs take for granted."""
+    logits, other, target_ids = pairs.student, pairs.teacher, pairs.target_ids
     assert logits.shape == other.shape, "student and teacher rows differ in shape"
     assert logits.stride(1) == other.stride(1) == 1, "the entries of a row must lie side by side"
     assert target_ids.shape == logits.shape[:1], "every row needs one taken token"

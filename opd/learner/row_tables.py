@@ -1,7 +1,7 @@
 """Divergence, its gradient and the taken tokens' log-probs of a few rows, where there is no kernel.
 
-The same two calls as in `row_kernel`; what the first finds is kept for the second, so that nothing
-is read or exponentiated twice. Meant for as many rows as a CPU's cache holds. Ours.
+What the first call finds is kept for the second, so that nothing is read or exponentiated twice.
+Meant for as many rows as a CPU's cache holds. Ours.
 
 Legend: `n` rows, `V` vocabulary, `z_s` and `z_t` raw logits of student and teacher, `p` and `q`
 their probabilities at the temperature.
@@ -9,15 +9,15 @@ their probabilities at the temperature.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from opd.head import at_least_single, over, taken
-from opd.objective.divergence import Divergence, Probs
+from opd.learner.row_pairs import Comparer, RowPairs
+from opd.objective.divergence import Probs
 
 
 @dataclass(frozen=True)
@@ -36,54 +36,39 @@ class Tables:
     cap_slopes: Tensor | None
     """`[n, V]`, the derivatives of the soft-cap."""
 
-    @cached_property
+    @property
     def entropy(self) -> Tensor:
         """`[n]` nats."""
         return entropy(self.student)
 
-    @cached_property
+    @property
     def teacher_logprob(self) -> Tensor:
         """`[n]` nats, log q of the taken tokens."""
         return taken(self.target.log, self.target_ids)
 
-    @cached_property
+    @property
     def teacher_entropy(self) -> Tensor:
         """`[n]` nats."""
         return entropy(self.target)
 
 
-def measure(
-    logits: Tensor,
-    other: Tensor,
-    target_ids: Tensor,
-    divergence: Divergence,
-    temperature: float,
-    *,
-    difference: bool,
-    softcap: float | None,
-    may_exclude: bool,
-) -> Tables:
-    """Compare the rows `logits` `[n, V]` = z_s with `other` `[n, V]` = z_t, or z_t - z_s with
-    `difference`; `target_ids` `[n]` int64 are the taken tokens.
-
-    Entries that are -inf on both sides count 0; without `may_exclude` there are none.
-    """
-    raw = at_least_single(logits)
+def measure(pairs: RowPairs) -> Tables:
+    """Compare the rows of both sides."""
+    temperature, softcap, may_exclude = pairs.temperature, pairs.softcap, pairs.may_exclude
+    raw = at_least_single(pairs.student)
     scores = capped(raw, softcap)
     student = normalised(scores, temperature, may_exclude=may_exclude)
-    if difference:
-        gap = at_least_single(other)
-        if softcap is not None:
-            gap = capped(raw + gap, softcap).sub_(scores)
+    other = at_least_single(pairs.teacher)
+    if pairs.is_difference:
+        gap = other if softcap is None else capped(raw + other, softcap).sub_(scores)
         target = Probs(shifted(student, over(gap, temperature)), may_exclude=may_exclude)
     else:
-        theirs = capped(at_least_single(other), softcap)
-        target = normalised(theirs, temperature, may_exclude=may_exclude)
-    entries, slopes = divergence.parts(student, target)
+        target = normalised(capped(other, softcap), temperature, may_exclude=may_exclude)
+    entries, slopes = pairs.divergence.parts(student, target)
     return Tables(
         divergence=entries.sum(-1),
-        logprob=taken(student.log, target_ids),
-        target_ids=target_ids,
+        logprob=taken(student.log, pairs.target_ids),
+        target_ids=pairs.target_ids,
         student=student,
         target=target,
         slopes=slopes,
@@ -91,48 +76,37 @@ def measure(
     )
 
 
-def pull_(
-    logits: Tensor,
-    found: Tables,
-    temperature: float,
-    *,
-    divergence_scale: Tensor,
-    taken_scale: Tensor,
-) -> None:
-    """Overwrite `logits` `[n, V]`, in their own type, with the gradient in z_s of
-    sum(divergence_scale * D(p, q) + taken_scale * log p[target]), both scales `[n]`.
-
-    `found` is what `measure` found of them, and is spent. A row of scale 0 gets 0, whatever its
-    divergence.
-    """
-    scale = divergence_scale / temperature
+def pull_(pairs: RowPairs, found: Tables, divergence_scale: Tensor, taken_scale: Tensor) -> None:
+    """Overwrite the student's rows with their gradient."""
+    scale, taken_scale = divergence_scale / pairs.temperature, taken_scale / pairs.temperature
     counts = (scale != 0).unsqueeze(-1)
     slopes = found.slopes
     # Looking costs a CPU nothing, and would make a GPU wait.
     if slopes.device.type != "cpu" or not bool(counts.all()):
         slopes.masked_fill_(~counts, 0.0)
     # Through the softmax: g - p sum(g) for the slopes g, and e_y - p for the taken token y.
-    pull_total = slopes.sum(-1) * scale + taken_scale / temperature
+    pull_total = slopes.sum(-1) * scale + taken_scale
     slopes.mul_(scale.unsqueeze(-1))
-    slopes.scatter_add_(
-        -1, found.target_ids.unsqueeze(-1), (taken_scale / temperature).unsqueeze(-1)
-    )
+    slopes.scatter_add_(-1, found.target_ids.unsqueeze(-1), taken_scale.unsqueeze(-1))
     slopes.addcmul_(found.student.probs, pull_total.unsqueeze(-1), value=-1)
     if found.cap_slopes is not None:
         slopes.mul_(found.cap_slopes)
-    logits.copy_(slopes)
+    pairs.student.copy_(slopes)
 
 
-def on(device: torch.device) -> tuple[Callable[..., Tables], Callable[..., None]]:
-    """`measure` and `pull_` as `device` runs them best: few rows at a time and plain on a CPU,
-    compiled into a few passes on a GPU."""
-    return (measure, pull_) if device.type == "cpu" else compiled()
+PLAIN = Comparer(measure, pull_)
+
+
+def on(device: torch.device) -> Comparer[Tables]:
+    """Both calls as `device` runs them best: few rows at a time and plain on a CPU, compiled into a
+    few passes on a GPU."""
+    return PLAIN if device.type == "cpu" else compiled()
 
 
 @cache
-def compiled() -> tuple[Callable[..., Tables], Callable[..., None]]:
+def compiled() -> Comparer[Tables]:
     """Both for any number of rows; compiled when first called."""
-    return torch.compile(measure, dynamic=True), torch.compile(pull_, dynamic=True)
+    return Comparer(torch.compile(measure, dynamic=True), torch.compile(pull_, dynamic=True))
 
 
 def normalised(scores: Tensor, temperature: float, *, may_exclude: bool) -> Probs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from torch import Tensor
 from opd.head import Head, taken, taken_and_entropy
 from opd.learner.chunked import chosen_rows, fused
 from opd.learner.chunks import RowFunction
-from opd.learner.row_kernel import Statistics
-from opd.learner.row_tables import Tables
+from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
 from opd.objective.logits import Logits
 from opd.objective.loss import Comparison, Loss, Observed, RowLoss, TokenLoss
@@ -79,7 +79,7 @@ class Pass(RowFunction):
     """The tokens, of `batch`, that some scale asks for."""
     columns: Columns
 
-    @property
+    @cached_property
     def comparison(self) -> Comparison | None:
         """The one comparison that every row loss is about, at the sampling temperature."""
         of_rows = [loss for loss in self.losses.values() if isinstance(loss, RowLoss)]
@@ -112,15 +112,16 @@ class Pass(RowFunction):
                 self.columns.measure(kind, index, *taken_and_entropy(table, part.target_ids))
         return value
 
-    def of_statistics(self, rows: slice, found: Statistics | Tables) -> Tensor:
+    def of_comparison(self, rows: slice, found: Compared) -> Tensor:
         index = self.counted[rows]
         part = self.batch.rows(index)
         comparison = self.comparison
-        assert comparison is not None, "a kernel found what nothing asked for"
+        assert comparison is not None, "nothing was to be compared"
 
         def of_rows(loss: RowLoss) -> tuple[Tensor, Observed]:
-            logprob = found.logprob.detach()
-            return loss.of_distance(found.divergence, logprob, part.sampled_logprob)
+            mine = loss.comparison
+            assert mine is not None, "a loss that comes down to no comparison"
+            return mine.loss(found.divergence, found.logprob.detach(), part.sampled_logprob)
 
         value = self.summed(index, part, of_rows, lambda: found.logprob)
         teacher = f"teacher {comparison.view}"

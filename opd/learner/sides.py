@@ -6,7 +6,9 @@ width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,26 +31,22 @@ class Side:
     is_difference: bool = False
     rounds: bool = False
     """Whether scores may be of the rows' own precision."""
-    kept: list[Tensor] = field(default_factory=list)
 
     @property
     def vocabulary(self) -> int:
         return self.head.weight.shape[0]
 
-    def scores(self, block: slice) -> Tensor:
-        """`[b, V]` of the rows `block`, before any soft-cap, each up to a number where they are
-        rounded; the chunk is projected at once."""
-        if not self.kept:
-            weight = self.head.weight
-            bias = None if self.is_difference else self.head.bias
-            dtype = product.scores_dtype(weight.dtype, rounds=self.rounds)
-            into = self.memory.table(len(self.rows), len(weight), dtype, weight.device)
-            shift = not self.is_difference and self.head.softcap is None
-            found = product.scores(
-                self.rows, weight, bias, rounds=self.rounds, up_to_shift=shift, into=into
-            )
-            self.kept.append(found)
-        return self.kept[0][block]
+    @cached_property
+    def table(self) -> Tensor:
+        """`[c, V]` scores before any soft-cap, each row up to a number where they are rounded."""
+        weight = self.head.weight
+        bias = None if self.is_difference else self.head.bias
+        dtype = product.scores_dtype(weight.dtype, rounds=self.rounds)
+        into = self.memory.table(len(self.rows), len(weight), dtype, weight.device)
+        shift = not self.is_difference and self.head.softcap is None
+        return product.scores(
+            self.rows, weight, bias, rounds=self.rounds, up_to_shift=shift, into=into
+        )
 
     def at(self, block: slice, ids: Tensor) -> Tensor:
         """`[b, K]` scores of `ids` `[b, K]` alone."""
@@ -79,18 +77,22 @@ class StudentLogits(Logits):
         super().__init__(scores)
         self.head = head
         self.pulls = pulls
-        self.whole: list[tuple[Tensor, Tensor]] = []
+        self.whole: Tensor | None = None
+        """What collects the gradient of whole rows, `[b, V]`, once they are read."""
         self.chosen: list[tuple[Tensor, Tensor]] = []
+        """Ids and what collects the gradient of their scores, both `[b, K]`."""
 
     def raw(self) -> Tensor:
         """`[b, V]` before any soft-cap, without gradient."""
         return at_least_single(self._scores)
 
     def scores(self) -> Tensor:
-        if not self.whole:
-            leaf = self.raw().detach().requires_grad_(self.pulls)
-            self.whole.append((leaf, self.head.capped(leaf)))
-        return self.whole[0][1]
+        return self._capped
+
+    @cached_property
+    def _capped(self) -> Tensor:
+        self.whole = self.raw().detach().requires_grad_(self.pulls)
+        return self.head.capped(self.whole)
 
     @torch.no_grad()
     def measured(self, temperature: float) -> Tensor:
@@ -108,9 +110,22 @@ class StudentLogits(Logits):
         self.chosen.append((ids, leaf))
         return self.head.capped(leaf)
 
-    def leaves(self) -> list[Tensor]:
-        """What was read."""
-        return [leaf for leaf, _ in self.whole] + [leaf for _, leaf in self.chosen]
+    def gradients(self, total: Tensor) -> tuple[Tensor | None, Sequence[tuple[Tensor, Tensor]]]:
+        """What `total` pulls at: `[b, V]` of whole rows, None where nothing has read them, and
+        (ids, values) `[b, K]` of each choice of entries."""
+        ids = [each for each, _ in self.chosen]
+        leaves = [leaf for _, leaf in self.chosen]
+        if self.whole is None:
+            return None, list(zip(ids, pulled(total, leaves), strict=True))
+        whole, *values = pulled(total, [self.whole, *leaves])
+        return whole, list(zip(ids, values, strict=True))
+
+
+def pulled(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of `total` in `leaves`, zeros where it does not depend on them."""
+    if not leaves or not total.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
 
 
 class TeacherLogits(Logits):
@@ -126,7 +141,7 @@ class TeacherLogits(Logits):
         return self.side.vocabulary
 
     def scores(self) -> Tensor:
-        return self.side.head.capped(at_least_single(self.side.scores(self.block)))
+        return self.side.head.capped(at_least_single(self.side.table[self.block]))
 
     def at(self, ids: Tensor) -> Tensor:
         return self.side.head.capped(self.side.at(self.block, ids))
@@ -141,7 +156,7 @@ class ShiftedLogits(TeacherLogits):
 
     def shift(self) -> Tensor:
         """What the teacher's scores `[b, V]` exceed the student's by."""
-        difference = at_least_single(self.side.scores(self.block))
+        difference = at_least_single(self.side.table[self.block])
         head = self.side.head
         if head.softcap is None:
             return difference

@@ -7,7 +7,7 @@ next-token distributions a chunk at a time, token losses only the log-probs of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,7 +22,8 @@ from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
-from opd.types import Batch, Scores
+from opd.objective.target import Target
+from opd.types import Batch, Seen
 
 Observed = Mapping[str, Tensor]
 """Names of metrics to one detached value per row or token."""
@@ -39,11 +40,15 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whole rows of the student against whole rows of one view: what a kernel can compute."""
+    """Whole rows of the student against whole rows of one view, in a loss that is a function of
+    their divergence and of the taken tokens' log-probs: what a kernel can compute."""
 
     view: str
     divergence: Divergence
     temperature: float
+    loss: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Observed]] = field(compare=False)
+    """What `rows` yields, from the divergences `[n]` (nats, with gradients), the taken tokens'
+    log-probs `[n]`, and those when they were sampled."""
 
 
 class RowLoss(Loss):
@@ -51,15 +56,8 @@ class RowLoss(Loss):
 
     @property
     def comparison(self) -> Comparison | None:
-        """What the loss is a function of, beside the taken tokens' log-probs, if that is all."""
+        """What the loss comes down to, if to a comparison."""
         return None
-
-    def of_distance(
-        self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
-    ) -> tuple[Tensor, Observed]:
-        """What `rows` yields, from the divergences `[n]` that `comparison` names (nats, with
-        gradients) and the taken tokens' log-probs `[n]`."""
-        raise NotImplementedError(f"{type(self).__name__} names no comparison")
 
     @abstractmethod
     def rows(
@@ -79,22 +77,23 @@ class TokenLoss(Loss):
 
     @abstractmethod
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
         temperature, with gradients). Tokens must not depend on each other: they come a few at a
-        time, `batch` and `scores` cut to the same ones."""
+        time, `batch` and `teachers` cut to the same ones."""
 
 
 @part
 class Distill(RowLoss):
-    """Divergence from what a teacher view says at each of the student's own prefixes.
+    """Divergence from what the teacher says at each of the student's own prefixes.
 
     Gradients flow through the student's probabilities, not through the choice of prefixes. arXiv
     2601.18734, 2601.19897 and 2601.20802 differ in the parts that they put in.
     """
 
-    view: str
+    target: str | Target
+    """A view, or what several sides add up to."""
     divergence: Divergence
     support: Support = field(default_factory=Full)
     clip: Clip = "none"
@@ -106,7 +105,7 @@ class Distill(RowLoss):
 
     @property
     def views(self) -> tuple[str, ...]:
-        return (self.view,)
+        return (self.target,) if isinstance(self.target, str) else self.target.read
 
     def rows(
         self,
@@ -115,20 +114,27 @@ class Distill(RowLoss):
         sampled_logprob: Tensor,
         teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        compared = self.support(student, teachers[self.view], self.temperature)
+        compared = self.support(student, self._target(student, teachers), self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
         return loss, self._observed(share)
 
+    def _target(self, student: Logits, teachers: Mapping[str, Logits]) -> Logits:
+        if isinstance(self.target, str):
+            return teachers[self.target]
+        return self.target.logits(student, teachers, self.temperature)
+
     @property
     def comparison(self) -> Comparison | None:
-        if not isinstance(self.support, Full) or self.clip in ("entry_nonneg", "entry_raw"):
+        if not isinstance(self.target, str) or not isinstance(self.support, Full):
             return None
-        return Comparison(self.view, self.divergence, self.temperature)
+        if self.clip in ("entry_nonneg", "entry_raw"):
+            return None
+        return Comparison(self.target, self.divergence, self.temperature, self._of_distance)
 
-    def of_distance(
+    def _of_distance(
         self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
     ) -> tuple[Tensor, Observed]:
         loss, share = clipped_rows(distance, self.clip, self.clip_at)
@@ -173,9 +179,9 @@ class SampledReverseKL(TokenLoss):
         return (self.view,)
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
-        excess = (logprob - scores[self.view].logprob).detach()
+        excess = (logprob - teachers[self.view].logprob).detach()
         loss = excess * logprob
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
@@ -199,7 +205,7 @@ class PolicyGradient(TokenLoss):
         return ()
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, scores: Mapping[str, Scores]
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         advantage = batch.advantage[batch.sequence]
         before = batch.sampled_logprob if self.correction is None else logprob.detach()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from jinja2 import TemplateError
 
-from opd.errors import DataError
+from opd.errors import DataError, first_line
 from opd.types import Message
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ class Chat:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"{path}: no tokenizer can be loaded from there ({reason}); give `model.path` a "
-                f"folder with tokenizer.json and tokenizer_config.json, or a hub id"
+                f"{path}: no tokenizer can be loaded from there ({first_line(error)}); give "
+                f"`model.path` a folder with tokenizer.json and tokenizer_config.json, or a hub id"
             ) from error
         return cls(cast("PreTrainedTokenizerBase", tokenizer), thinking, path)
 

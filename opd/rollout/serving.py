@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from opd.errors import DataError, EngineError
+from opd.errors import DataError, EngineError, first_line
 from opd.rollout.engine import Request, Sampling
 
 
@@ -107,8 +107,3 @@ def _stop_ids(path: str) -> tuple[int, ...]:
             "set eos_token_id in generation_config.json."
         )
     return (end,) if isinstance(end, int) else tuple(end)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its class where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

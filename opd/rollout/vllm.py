@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from opd.config import part
-from opd.errors import EngineError, OpdError
+from opd.errors import EngineError, OpdError, first_line
 from opd.rollout.engine import Completion, Engine, Request, Sampling
-from opd.rollout.serving import Served, first_line, read_served
+from opd.rollout.serving import Served, read_served
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput

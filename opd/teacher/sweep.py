@@ -6,7 +6,7 @@ hidden width, `H` key-value heads of width `d`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -17,15 +17,11 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 from opd.learner.attention import IMPLEMENTATIONS
-from opd.learner.batch import Ids, build_context, context_to, fill, padded_rows, positions
-from opd.learner.model import Causal, causal_of, hidden_states
+from opd.learner.batch import Ids, build_context, context_to, fill, padded_rows
+from opd.learner.model import Causal, backbone_of, causal_of, hidden_states
 
 ANY_ID = 0
 """What stands on the right of a row, after all that a causal model reads, is never seen."""
-
-LARGEST_PADDING = 0.25
-"""Share of a padded pass. Shorter passes cost less than padding does: lengths double from one to
-the next."""
 
 STEADY_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on a token's position alone. The others stretch with the length of the
@@ -77,13 +73,8 @@ def whole(
     packing: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """As `sweep`, of the responses at the indices `chosen`, each behind a prompt of its own."""
-
-    def fits(lengths: Sequence[int]) -> bool:
-        room = positions(lengths, packing) <= tokens_per_batch
-        return room and (packing or wastes_little(lengths))
-
     lengths = [len(prompts[index]) + len(responses[index]) for index in chosen]
-    for members in fill(lengths, fits):
+    for members in fill(lengths, tokens_per_batch, packing=packing):
         indices = [chosen[member] for member in members]
         rows = [responses[index] for index in indices]
         before = [prompts[index] for index in indices]
@@ -100,32 +91,17 @@ def in_parts(
 ) -> Iterator[tuple[int, Tensor]]:
     """As `sweep`, of the responses at the indices that each prompt of `shared` stands before."""
     prompts = list(shared)
-    for members in fill([len(prompt) for prompt in prompts], fits_padded(tokens_per_batch)):
+    for members in fill([len(prompt) for prompt in prompts], tokens_per_batch, packing=False):
         read = read_prompts(model, [prompts[member] for member in members])
         follows = [n for n, member in enumerate(members) for _ in shared[prompts[member]]]
         indices = [index for member in members for index in shared[prompts[member]]]
         # The last token of a response predicts nothing that is asked for.
         lengths = [len(responses[index]) - 1 for index in indices]
-        for rows in fill(lengths, fits_padded(tokens_per_batch, before=read.width)):
+        for rows in fill(lengths, tokens_per_batch, packing=False, before=read.width):
             inputs = [responses[indices[row]][:-1] for row in rows]
             hidden = read_responses(model, read, [follows[row] for row in rows], inputs)
             for row, states in zip(rows, hidden, strict=True):
                 yield indices[row], states[: lengths[row] + 1]
-
-
-def fits_padded(tokens_per_batch: int, before: int = 0) -> Callable[[Sequence[int]], bool]:
-    """Whether padded rows of these lengths, each with `before` positions ahead, make one pass."""
-
-    def fits(lengths: Sequence[int]) -> bool:
-        room = positions(lengths, packing=False) + before * len(lengths) <= tokens_per_batch
-        return room and wastes_little(lengths)
-
-    return fits
-
-
-def wastes_little(lengths: Sequence[int]) -> bool:
-    """Whether padding to the longest stays within its share."""
-    return sum(lengths) >= (1 - LARGEST_PADDING) * positions(lengths, packing=False)
 
 
 @dataclass(frozen=True)
@@ -230,8 +206,3 @@ def visible(lengths: Tensor, before: int, width: int) -> Tensor:
     rows = lengths.shape[0]
     parts = in_prompt[:, None].expand(rows, width, before), in_response.expand(rows, width, width)
     return torch.cat(parts, dim=-1).unsqueeze(1)
-
-
-def backbone_of(causal: nn.Module) -> nn.Module:
-    """The model without its head."""
-    return getattr(causal, str(causal.base_model_prefix))

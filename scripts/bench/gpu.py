@@ -43,6 +43,7 @@ from opd.learner import row_kernel
 from opd.learner.batch import pack, to_device
 from opd.learner.learner import Learner, Optimizer
 from opd.learner.model import LoRA, Model
+from opd.learner.row_pairs import RowPairs
 from opd.objective.divergence import Divergence, ReverseKL
 from opd.objective.loss import Distill
 from opd.objective.term import Term
@@ -643,7 +644,7 @@ class Bench:
                 attention="varlen" if cuda and layout != "padded" else "sdpa",
                 lora=LoRA() if lora else None,
             ),
-            {"distil": Term(loss=Distill(view="view", divergence=ReverseKL()))},
+            {"distil": Term(loss=Distill(target="view", divergence=ReverseKL()))},
             Optimizer(),
             Accelerator(cpu=not cuda),
             steps=10,
@@ -827,18 +828,11 @@ def kernel_alone(logits: Tensor, other: Tensor, divergence: Divergence, *, pulls
     """Both tables read, and with `pulls` the first overwritten; what stands there afterwards are
     logits like others."""
     ids = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    statistics = row_kernel.measure(
-        logits, other, ids, divergence, 1.0, difference=True, softcap=None
-    )
+    pairs = RowPairs(logits, other, ids, divergence, temperature=1.0, is_difference=True)
+    statistics = row_kernel.measure(pairs)
     if pulls:
         ones = torch.ones(len(logits), device=logits.device)
-        row_kernel.pull_(
-            *(logits, other, ids, statistics, divergence, 1.0),
-            difference=True,
-            softcap=None,
-            divergence_scale=ones,
-            taken_scale=ones,
-        )
+        row_kernel.pull_(pairs, statistics, ones, ones)
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@ class Step:
 
 def work_opd(case: Case, rows: Rows, turns: Turns) -> NoReturn:
     peer, student = PEERS[case.peer], str(Path(case.folder) / "student")
-    loss = Distill(view="view", divergence=ReverseKL(), support=peer.support)
+    loss = Distill(target="view", divergence=ReverseKL(), support=peer.support)
     learner = Learner(
         Model(path=student),
         {"distil": Term(loss=loss, average=peer.average)},

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.learner.row_kernel import BLOCK, FORMS, Statistics, measure, pull_, supported
+from opd.learner.row_pairs import RowPairs
 from opd.objective.divergence import (
     JSD,
     Divergence,
@@ -49,7 +50,7 @@ MASKED = (0, 5, BLOCK - 1, BLOCK, ENTRIES - 1)
 
 @dataclass(frozen=True)
 class Case:
-    """Rows to compare, as the kernel takes them."""
+    """Rows to compare, and what pulls at them."""
 
     logits: Tensor
     other: Tensor
@@ -59,6 +60,18 @@ class Case:
     difference: bool
     temperature: float = 1.0
     softcap: float | None = None
+
+    def pairs(self, divergence: Divergence, logits: Tensor | None = None) -> RowPairs:
+        """The rows, or others in place of the logits, as the kernel takes them."""
+        return RowPairs(
+            student=self.logits if logits is None else logits,
+            teacher=self.other,
+            target_ids=self.target_ids,
+            divergence=divergence,
+            temperature=self.temperature,
+            is_difference=self.difference,
+            softcap=self.softcap,
+        )
 
 
 def draw(
@@ -94,22 +107,12 @@ def draw(
 
 def run(case: Case, divergence: Divergence) -> tuple[Statistics, Tensor]:
     """What the kernel measures, and its gradient in place of a copy of the logits."""
-    shared = (divergence, case.temperature)
-    form = {"difference": case.difference, "softcap": case.softcap}
-    statistics = measure(case.logits, case.other, case.target_ids, *shared, **form)
+    statistics = measure(case.pairs(divergence))
     gradient = torch.empty_strided(
         case.logits.shape, case.logits.stride(), dtype=case.logits.dtype, device=DEVICE
     ).copy_(case.logits)
-    pull_(
-        gradient,
-        case.other,
-        case.target_ids,
-        statistics,
-        *shared,
-        **form,
-        divergence_scale=case.divergence_scale,
-        taken_scale=case.taken_scale,
-    )
+    pairs = case.pairs(divergence, gradient)
+    pull_(pairs, statistics, case.divergence_scale, case.taken_scale)
     return statistics, gradient
 
 
@@ -254,21 +257,8 @@ def test_rows_of_a_wider_table(difference: bool) -> None:
         taken_scale=wide.taken_scale[::2],
     )
     agree(case, JSD())
-    statistics = measure(
-        case.logits, case.other, case.target_ids, JSD(), 1.0, difference=difference, softcap=None
-    )
-    pull_(
-        case.logits,
-        case.other,
-        case.target_ids,
-        statistics,
-        JSD(),
-        1.0,
-        difference=difference,
-        softcap=None,
-        divergence_scale=case.divergence_scale,
-        taken_scale=case.taken_scale,
-    )
+    pairs = case.pairs(JSD())
+    pull_(pairs, measure(pairs), case.divergence_scale, case.taken_scale)
     written = torch.zeros_like(before, dtype=torch.bool)
     written[window] = True
     assert torch.equal(wide.logits[~written], before[~written]), "wrote beside its rows"
@@ -357,18 +347,9 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     drawn = draw(difference=True, rows=rows, entries=entries, dtype=torch.bfloat16)
     logits.copy_(drawn.logits)
     wanted = expected(drawn, ReverseKL())
-    arguments = (logits, drawn.other, drawn.target_ids)
-    statistics = measure(*arguments, ReverseKL(), 1.0, difference=True, softcap=None)
-    pull_(
-        *arguments,
-        statistics,
-        ReverseKL(),
-        1.0,
-        difference=True,
-        softcap=None,
-        divergence_scale=drawn.divergence_scale,
-        taken_scale=drawn.taken_scale,
-    )
+    pairs = drawn.pairs(ReverseKL(), logits)
+    statistics = measure(pairs)
+    pull_(pairs, statistics, drawn.divergence_scale, drawn.taken_scale)
     torch.testing.assert_close(
         statistics.divergence.double(), wanted[0].divergence, rtol=1e-5, atol=1e-6
     )

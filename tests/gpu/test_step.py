@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def step(folder: Path, divergence: Divergence, clip: Clip, *, cpu: bool) -> dict
     forget_device()
     accelerator = Accelerator(cpu=cpu)
     assert accelerator.device.type == ("cpu" if cpu else "cuda")
-    loss = Distill(view="solution", divergence=divergence, clip=clip)
+    loss = Distill(target="solution", divergence=divergence, clip=clip)
     learner = open_student(folder, {"distil": Term(loss=loss)}, accelerator=accelerator)
     trajectories = draw_trajectories()
     packed = pack(trajectories, tokens_per_batch=64, packing=False, pad_id=0)
@@ -72,13 +73,13 @@ def test_a_step_with_the_kernel_is_one_without(
 ) -> None:
     folder: Path = request.getfixturevalue(model)
     torch.set_float32_matmul_precision("highest")
-    calls, pull = [0], row_kernel.pull_
+    calls, kernel = [0], row_kernel.COMPARER
 
-    def counted(*arguments: object, **named: object) -> None:
+    def counted(*arguments: object) -> None:
         calls[0] += 1
-        pull(*arguments, **named)  # pyright: ignore[reportArgumentType]
+        kernel.pull_(*arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(row_kernel, "pull_", counted)
+    monkeypatch.setattr(row_kernel, "COMPARER", replace(kernel, pull_=counted))
     with_kernel = step(folder, divergence, clip, cpu=INTERPRETED)
     assert calls[0] > 0, "the kernel had no part in it"
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -22,7 +22,7 @@ def main(folder: Path, to: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     terms = {
-        "distil": Term(loss=Distill(view="solution", divergence=JSD()), weights=FAILURES),
+        "distil": Term(loss=Distill(target="solution", divergence=JSD()), weights=FAILURES),
         "reinforce": Term(loss=PolicyGradient(), average="sequence"),
     }
     learner = open_student(folder, terms, accelerator=accelerator)

@@ -26,7 +26,7 @@ from opd.teacher.weights import Frozen, Live
 from tests.students import distance, distil, draw_trajectories, gradients, open_student
 
 TERMS = {
-    "distil": Term(loss=Distill(view="solution", divergence=JSD()), weights=(PassRate(),)),
+    "distil": Term(loss=Distill(target="solution", divergence=JSD()), weights=(PassRate(),)),
     "sampled": Term(loss=SampledReverseKL(view="solution"), average="sequence"),
     "reinforce": Term(loss=PolicyGradient(), average="budget"),
     "imitate": Term(loss=Likelihood(), weights=(Only(when="success"),)),
@@ -113,7 +113,7 @@ def test_a_teacher_that_equals_the_student_teaches_nothing(
     student: Student, trajectories: list[Trajectory], divergence, lora: bool
 ) -> None:
     same = [replace(t, views={"solution": t.rollout.prompt_ids}) for t in trajectories]
-    terms = {"distil": Term(loss=Distill(view="solution", divergence=divergence))}
+    terms = {"distil": Term(loss=Distill(target="solution", divergence=divergence))}
     teacher = Teacher(weights=Live(), views={"solution": Plain()})
     found = step(student(terms, lora=lora), same, teacher=teacher)
     assert max(float(value.abs().max()) for value in found.values()) < 1e-7
@@ -156,7 +156,7 @@ def test_a_term_is_a_mean(student: Student, trajectories: list[Trajectory]) -> N
 def test_prompts_are_context_and_no_targets(
     student: Student, trajectories: list[Trajectory]
 ) -> None:
-    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=False, pad_id=0)
+    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=True, pad_id=0)
     responses = sorted(t.rollout.token_ids for t in trajectories)
     assert batch.tokens == sum(map(len, responses))
     split = torch.split(batch.target_ids, torch.bincount(batch.sequence).tolist())
@@ -167,9 +167,9 @@ def test_prompts_are_context_and_no_targets(
 def test_a_context_predicts_the_tokens_that_follow(
     trajectories: list[Trajectory], packing: bool
 ) -> None:
-    (batch,) = pack(trajectories, tokens_per_batch=10_000, packing=packing, pad_id=0)
-    following = batch.student.input_ids.flatten()[batch.student.predict_at + 1]
-    assert torch.equal(following, batch.target_ids)
+    for batch in pack(trajectories, tokens_per_batch=10_000, packing=packing, pad_id=0):
+        following = batch.student.input_ids.flatten()[batch.student.predict_at + 1]
+        assert torch.equal(following, batch.target_ids)
 
 
 def test_pad_tokens_never_matter(student: Student, trajectories: list[Trajectory]) -> None:

@@ -14,7 +14,7 @@ from opd.objective.logits import Logits
 from opd.objective.loss import Distill, RowLoss, SampledReverseKL
 from opd.objective.support import Full, Support, TopK
 from opd.objective.term import Term
-from tests.batches import batch_of, scores_of
+from tests.batches import batch_of, scores_of, seen_of
 
 pytest.importorskip("trl")
 
@@ -62,7 +62,7 @@ def assert_same(mine: Tensor, theirs: Tensor, student: Tensor) -> None:
 def test_generalized_jsd_loss(beta: float, divergence: Divergence, temperature: float) -> None:
     """trl.experimental.gkd.gkd_trainer.GKDTrainer.generalized_jsd_loss."""
     student, teacher = logits()
-    loss = Distill(view="view", divergence=divergence, temperature=temperature)
+    loss = Distill(target="view", divergence=divergence, temperature=temperature)
     theirs = GKDTrainer.generalized_jsd_loss(
         student, teacher, beta=beta, temperature=temperature, reduction="none"
     )
@@ -83,7 +83,7 @@ def test_chunked_divergence_over_hidden_states(
     theirs, _, _ = distillation_trainer._chunked_divergence_loss(
         hidden, shown, head, head, mask, beta, temperature=temperature
     )
-    loss = Distill(view="view", divergence=divergence, temperature=temperature)
+    loss = Distill(target="view", divergence=divergence, temperature=temperature)
     kept = mask.bool()
     per_token = ours(loss, hidden[kept] @ head.T, shown[kept] @ head.T)
     batch, term = batch_of([2, 4]), Term(loss=loss)
@@ -115,7 +115,7 @@ def test_self_distillation_losses(
             distillation_alpha=alpha,
             distillation_add_tail=tail,
         )
-    loss = Distill(view="view", divergence=divergence, support=support)
+    loss = Distill(target="view", divergence=divergence, support=support)
     assert_same(ours(loss, student, teacher), theirs, student)
 
 
@@ -134,7 +134,7 @@ def test_sampled_token_loss_with_importance_clipping() -> None:
         sampled,
         2.0,
     )
-    scores = {"view": scores_of(7, logprob=selective_log_softmax(teacher, ids).tolist())}
+    scores = {"view": seen_of(selective_log_softmax(teacher, ids).tolist())}
     loss = SampledReverseKL(view="view", correction=TruncatedImportance(cap=2.0))
     mine, _ = loss.tokens(logprob, batch_of([7], sampled_logprob=sampled), scores)
     assert_same(mine, theirs, student)
@@ -161,7 +161,7 @@ def test_distillation_with_importance_clipping(alpha: float, divergence: Diverge
         2.0,
     )
     loss = Distill(
-        view="view",
+        target="view",
         divergence=divergence,
         support=TopK(size=4),
         correction=TruncatedImportance(cap=2.0),

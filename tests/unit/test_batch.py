@@ -38,8 +38,28 @@ def test_what_teachers_read_changes_no_batch() -> None:
 
 def test_bins_hold_what_fits_shortest_first() -> None:
     assert positions([2, 5], packing=False) == 10 and positions([2, 5], packing=True) == 7
-    assert fill([5, 2, 9, 2], lambda chosen: sum(chosen) <= 8) == [[1, 3], [0], [2]]
-    assert fill([], lambda chosen: True) == []
+    assert fill([5, 2, 9, 2], 8, packing=True) == [[1, 3], [0], [2]]
+    assert fill([5, 2, 4, 2], 8, packing=True, before=1) == [[1, 3], [2], [0]]
+    assert fill([3, 5], 8, packing=True) == [[0, 1]]
+    assert fill([], 8, packing=True) == []
+
+
+def test_padding_is_at_most_a_quarter() -> None:
+    lengths = [3, 6, 7, 8, 2, 14]
+    # 11 of 18 positions would be real with 2, 3 and 6; 6, 7 and 8 fill 21 of 24.
+    assert fill(lengths, 999, packing=False) == [[4, 0], [1, 2, 3], [5]]
+    assert fill(lengths, 999, packing=True) == [[4, 0, 1, 2, 3, 5]]
+    assert fill([6, 8, 8, 8], 999, packing=False) == [[0, 1, 2, 3]]
+    assert fill([4, 8], 999, packing=False) == [[0, 1]]
+    assert fill([3, 8], 999, packing=False) == [[0], [1]]
+
+
+@pytest.mark.parametrize("budget", [50, 1000])
+def test_micro_batches_hold_little_padding(budget: int) -> None:
+    trajectories = draw_trajectories()
+    lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in trajectories]
+    batches = pack(trajectories, tokens_per_batch=budget, packing=False, pad_id=0)
+    assert sum(batch.student.input_ids.numel() for batch in batches) <= sum(lengths) / 0.75
 
 
 def written(trajectory: Trajectory) -> Trajectory:
@@ -56,7 +76,7 @@ def test_written_tokens_have_no_sampling_policy() -> None:
 
 def test_every_sequence_keeps_its_own_verdict() -> None:
     trajectories = draw_trajectories()
-    (batch,) = pack(trajectories[::-1], tokens_per_batch=999, packing=False, pad_id=0)
+    (batch,) = pack(trajectories[::-1], tokens_per_batch=999, packing=True, pad_id=0)
     ordered = [trajectories[::-1][member] for member in batch.members]
     lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in ordered]
     assert len(lengths) == len(trajectories) and lengths == sorted(lengths)

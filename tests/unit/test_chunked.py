@@ -14,6 +14,8 @@ from torch import Tensor
 from opd.head import Head
 from opd.learner import row_tables
 from opd.learner.chunked import linear_divergence
+from opd.learner.chunks import even
+from opd.learner.row_pairs import RowPairs
 from opd.objective.clip import Clip
 from opd.objective.divergence import (
     JSD,
@@ -234,6 +236,25 @@ def test_recomputing_changes_nothing(support: Support) -> None:
     assert_same(ours(case, torch.float64, *choice, recompute=True), once, 1e-12)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_recomputing_outside_of_autocast_computes_in_its_dtype(shared: bool) -> None:
+    case = Case(shared=shared)
+    found = []
+    for recompute in (False, True):
+        hidden, head, shown, theirs = case.sides(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            total, _ = linear_divergence(
+                hidden, head, shown, theirs, ReverseKL(), recompute=recompute
+            )
+        total.backward()
+        assert head.weight.grad is not None
+        found.append((hidden.grad, head.weight.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    hidden, head, shown, theirs = case.sides(torch.float32)
+    linear_divergence(hidden, head, shown, theirs, ReverseKL())[0].backward()
+    assert hidden.grad is not None and not torch.equal(hidden.grad, found[0][0])
+
+
 def test_recomputed_values_take_weights_that_are_known_only_after_them() -> None:
     case = Case(shared=True)
     found = []
@@ -267,6 +288,16 @@ def test_any_chunk(chunk_tokens: int) -> None:
         total.backward()
         found.append(hidden.grad)
     torch.testing.assert_close(*found)
+
+
+def test_windows_are_even_and_the_largest_comes_first() -> None:
+    """Tables are made for the first, and written over by the others."""
+    for rows, most in product(range(1, 40), (1, 4, 7, 100)):
+        sizes = [window.stop - window.start for window in even(rows, most)]
+        assert sum(sizes) == rows and len(sizes) == math.ceil(rows / most)
+        assert sizes[0] == max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert even(10, 4) == [slice(0, 4), slice(4, 7), slice(7, 10)]
+    assert even(0, 4) == []
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
@@ -376,18 +407,16 @@ def test_compiled_rows_are_the_plain_ones(divergence: Divergence) -> None:
     """What a GPU without the kernel runs, compiled for this CPU."""
     generator = torch.Generator().manual_seed(0)
     gradients = []
-    for measure, pull_ in ((row_tables.measure, row_tables.pull_), row_tables.compiled()):
+    for rows_by in (row_tables.PLAIN, row_tables.compiled()):
         generator.manual_seed(0)
         for rows in (6, 4):
             logits, other = torch.randn(2, rows, VOCABULARY, generator=generator)
             ids, scale = torch.arange(rows), torch.rand(rows, generator=generator)
-            found = measure(
-                *(logits, other / 5, ids, divergence, 1.3),
-                difference=True,
-                softcap=None,
-                may_exclude=False,
+            pairs = RowPairs(
+                *(logits, other / 5, ids, divergence, 1.3), is_difference=True, may_exclude=False
             )
-            pull_(logits, found, 1.3, divergence_scale=scale, taken_scale=-scale)
+            found = rows_by.measure(pairs)
+            rows_by.pull_(pairs, found, scale, -scale)
             gradients.append((found.divergence, logits))
     plain, compiled = gradients[:2], gradients[2:]
     for mine, theirs in zip(plain, compiled, strict=True):

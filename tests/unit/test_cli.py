@@ -49,7 +49,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("steps=0", 2, "steps: .*greater than 0"),
         ("stepz=3", 2, "did you mean 'steps'"),
         ("terms.distil.loss.divergence=KJSD", 2, "terms.distil.loss.divergence.*JSD"),
-        ("terms.distil.loss.view=hint", 2, "terms.distil.*'hint'.*solution"),
+        ("terms.distil.loss.target=hint", 2, "terms.distil.*'hint'.*solution"),
         ("model.path=no/such/model", 2, "model.path: no/such/model"),
         ("problems.dataset=no/such/rows.jsonl", 4, "no/such/rows.jsonl"),
         ("problems.adapter=data.gsm8k:problems", 2, "adapter.*problem"),

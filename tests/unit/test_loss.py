@@ -16,7 +16,8 @@ from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
 from opd.objective.loss import Distill, Likelihood, PolicyGradient, RowLoss, SampledReverseKL
 from opd.objective.support import Full, TopK
-from tests.batches import batch_of, scores_of
+from opd.objective.target import Interpolated
+from tests.batches import batch_of, seen_of
 
 D0_STUDENT, D0_TEACHER = (0.4, 0.4, 0.2), (0.7, 0.2, 0.1)
 
@@ -50,13 +51,13 @@ def rows_of(
 def test_temperature_divides_both_sides(
     divergence: Divergence, temperature: float, nats: float
 ) -> None:
-    loss = Distill(view="solution", divergence=divergence, temperature=temperature)
+    loss = Distill(target="solution", divergence=divergence, temperature=temperature)
     value = rows_of(loss, torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[3.0, 0.0, 0.0]]))
     assert value.item() == pytest.approx(nats, abs=1e-6)
 
 
 def test_temperature_brings_no_further_factor() -> None:
-    loss = Distill(view="solution", divergence=ForwardKL(), temperature=2.0)
+    loss = Distill(target="solution", divergence=ForwardKL(), temperature=2.0)
     student = torch.tensor([[0.5, 0.25, 0.25]]).log()
     value = rows_of(loss, student, torch.tensor([[0.7, 0.2, 0.1]]).log())
     assert value.item() == pytest.approx(0.0309737, abs=1e-6)
@@ -65,9 +66,9 @@ def test_temperature_brings_no_further_factor() -> None:
 def test_correction_multiplies_the_distillation_loss() -> None:
     student = torch.tensor([[0.5, 0.3, 0.1, 0.06, 0.04]]).log().requires_grad_()
     teacher = torch.tensor([[0.2, 0.3, 0.4, 0.06, 0.04]]).log()
-    plain = Distill(view="solution", divergence=JSD(), support=TopK(size=2))
+    plain = Distill(target="solution", divergence=JSD(), support=TopK(size=2))
     corrected = Distill(
-        view="solution", divergence=JSD(), support=TopK(size=2), correction=TruncatedImportance()
+        target="solution", divergence=JSD(), support=TopK(size=2), correction=TruncatedImportance()
     )
     ids = torch.tensor([1])
     sampled = torch.tensor([math.log(0.3) - 1])
@@ -82,15 +83,29 @@ def test_no_gradient_reaches_the_teacher() -> None:
     student = torch.randn(4, 6, requires_grad=True)
     teacher = torch.randn(4, 6, requires_grad=True)
     for divergence in (ForwardKL(), ReverseKL(), JSD()):
-        rows_of(Distill(view="solution", divergence=divergence), student, teacher).sum().backward()
+        rows_of(
+            Distill(target="solution", divergence=divergence), student, teacher
+        ).sum().backward()
     assert teacher.grad is None
     assert student.grad is not None and student.grad.abs().sum() > 0
+
+
+def test_no_gradient_flows_through_the_students_part_of_a_target() -> None:
+    """The gradient is s - target, whose numbers are those of arXiv 2501.16937."""
+    student = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
+    target = Interpolated(view="solution", share=0.4)
+    value = rows_of(
+        Distill(target=target, divergence=ForwardKL()), student, torch.tensor([[0.0, 2.0, 0.0]])
+    )
+    assert value.item() == pytest.approx(0.1588574, abs=1e-6)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert gradient[0].tolist() == pytest.approx((0.268824, -0.239456, -0.029368), abs=1e-6)
 
 
 def test_half_precision_logits_are_raised_before_the_softmax() -> None:
     student, teacher = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(0))
     low = student.bfloat16(), teacher.bfloat16()
-    loss = Distill(view="solution", divergence=ReverseKL())
+    loss = Distill(target="solution", divergence=ReverseKL())
     expected = rows_of(loss, low[0].float(), low[1].float())
     assert torch.equal(rows_of(loss, *low), expected)
 
@@ -99,7 +114,7 @@ def test_half_precision_logits_are_raised_before_the_softmax() -> None:
     "clip", [*("none", "token_scale", "token_cap", "entry_nonneg", "entry_raw")]
 )
 def test_only_a_clip_in_force_is_observed(clip: Clip) -> None:
-    loss = Distill(view="solution", divergence=ForwardKL(), clip=clip)
+    loss = Distill(target="solution", divergence=ForwardKL(), clip=clip)
     student, teacher = torch.tensor([D0_STUDENT]).log(), torch.tensor([D0_TEACHER]).log()
     ids = torch.tensor([0])
     shown = {"solution": Logits(teacher)}
@@ -111,7 +126,7 @@ def test_only_a_clip_in_force_is_observed(clip: Clip) -> None:
 def test_rows_do_not_see_each_other(seed: int, split: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, 5, 7, generator=generator)
-    loss = Distill(view="solution", divergence=JSD(), support=TopK(size=3), clip="token_scale")
+    loss = Distill(target="solution", divergence=JSD(), support=TopK(size=3), clip="token_scale")
     parts = [rows_of(loss, student[s], teacher[s]) for s in (slice(split), slice(split, None))]
     torch.testing.assert_close(torch.cat(parts), rows_of(loss, student, teacher))
 
@@ -121,7 +136,7 @@ def test_no_rows_give_a_zero_with_a_gradient() -> None:
     losses = [
         Likelihood(),
         *(
-            Distill(view="solution", divergence=JSD(), support=support, clip=clip)
+            Distill(target="solution", divergence=JSD(), support=support, clip=clip)
             for support in (Full(), TopK(size=2), TopK(size=2, rest="renormalise"))
             for clip in ("none", "token_scale", "token_cap", "entry_nonneg", "entry_raw")
         ),
@@ -143,7 +158,7 @@ def test_likelihood_is_the_cross_entropy_at_temperature_one() -> None:
 def test_sampled_reverse_kl_values_and_expected_gradient() -> None:
     student, teacher = torch.tensor(D0_STUDENT), torch.tensor(D0_TEACHER)
     logits = student.log().requires_grad_()
-    batch, scores = batch_of([3]), {"solution": scores_of(3, logprob=teacher.log().tolist())}
+    batch, scores = batch_of([3]), {"solution": seen_of(teacher.log().tolist())}
     loss, _ = SampledReverseKL(view="solution").tokens(logits.log_softmax(-1), batch, scores)
     assert loss.tolist() == pytest.approx([0.512770760, -0.635124337, -1.115577351], abs=1e-6)
     (expected,) = torch.autograd.grad((student * loss).sum(), logits)
@@ -156,7 +171,7 @@ def test_sampled_reverse_kl_has_the_gradient_of_reverse_kl(seed: int) -> None:
     logits, teacher = torch.randn(2, 6, generator=generator)
     logits.requires_grad_()
     log_teacher = teacher.log_softmax(-1)
-    scores = {"solution": scores_of(6, logprob=log_teacher.tolist())}
+    scores = {"solution": seen_of(log_teacher.tolist())}
     student = logits.log_softmax(-1)
     loss, _ = SampledReverseKL(view="solution").tokens(student, batch_of([6]), scores)
     (sampled,) = torch.autograd.grad((student.exp().detach() * loss).sum(), logits)
@@ -168,7 +183,7 @@ def test_sampled_reverse_kl_has_the_gradient_of_reverse_kl(seed: int) -> None:
 def test_sampled_reverse_kl_is_corrected_for_the_sampler() -> None:
     logprob = torch.tensor([-1.0], requires_grad=True)
     batch = batch_of([1], sampled_logprob=torch.tensor([-2.0]))
-    scores = {"solution": scores_of(1, logprob=[-1.5])}
+    scores = {"solution": seen_of([-1.5])}
     corrected = SampledReverseKL(view="solution", correction=TruncatedImportance())
     loss, _ = corrected.tokens(logprob, batch, scores)
     assert loss.item() == pytest.approx(0.5 * -1.0 * 2.0)

@@ -37,7 +37,7 @@ terms:
   distill:
     loss:
       name: Distill
-      view: reference
+      target: reference
       divergence: {name: JSD, teacher_weight: 0.5}
 seed: 0
 output: runs/quickstart

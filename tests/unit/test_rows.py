@@ -16,16 +16,15 @@ from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
 from opd.objective.loss import (
-    Comparison,
     Distill,
     Likelihood,
     Loss,
-    Observed,
     PolicyGradient,
     RowLoss,
     SampledReverseKL,
 )
-from opd.objective.support import TopK
+from opd.objective.support import Full, Support, TopK
+from opd.objective.target import AlignedMean, Interpolated, Target, Tempered
 from opd.types import Batch, Scores
 from tests.batches import batch_of
 
@@ -116,7 +115,7 @@ def assert_same(losses: Mapping[str, Loss]) -> Rows:
 
 
 def near(**more: object) -> Distill:
-    return Distill(view="near", temperature=TEMPERATURE, **more)  # pyright: ignore
+    return Distill(target="near", temperature=TEMPERATURE, **more)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -132,12 +131,12 @@ def near(**more: object) -> Distill:
         },
         {
             "near": near(divergence=JSD()),
-            "far": Distill(view="far", divergence=ReverseKL()),
+            "far": Distill(target="far", divergence=ReverseKL()),
             "sampled": SampledReverseKL(view="far"),
             "imitate": Likelihood(),
         },
         {"reinforce": PolicyGradient()},
-        {"hot": Distill(view="near", divergence=JSD(), temperature=0.8)},
+        {"hot": Distill(target="near", divergence=JSD(), temperature=0.8)},
     ],
     ids=lambda losses: "+".join(losses),
 )
@@ -145,34 +144,30 @@ def test_one_pass_is_the_sum_of_its_losses(losses: Mapping[str, Loss]) -> None:
     assert_same(losses)
 
 
-class Mixed(RowLoss):
-    """Forward KL to the mean of what two views say."""
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return ("near", "far")
-
-    def rows(
-        self,
-        student: Logits,
-        target_ids: Tensor,
-        sampled_logprob: Tensor,
-        teachers: Mapping[str, Logits],
-    ) -> tuple[Tensor, Observed]:
-        both = [teachers[view].log_probs(1.0) for view in self.views]
-        target = torch.stack(both).logsumexp(0) - torch.tensor(2.0).log()
-        return ForwardKL()(student.log_probs(1.0), target), {}
-
-
-def test_several_views_make_one_target() -> None:
-    assert_same({"mixed": Mixed()})
+@pytest.mark.parametrize(
+    "target",
+    [
+        Tempered(view="near", temperature=0.7),
+        Interpolated(view="near", share=0.4),
+        Interpolated(view="near", share=0.4, start="far"),
+        AlignedMean(views=("near", "far")),
+    ],
+    ids=lambda target: type(target).__name__,
+)
+@pytest.mark.parametrize("support", [Full(), TopK(size=5)], ids=lambda support: str(support))
+def test_several_sides_make_one_target(target: Target, support: Support) -> None:
+    loss = Distill(target=target, divergence=ForwardKL(), support=support, temperature=0.8)
+    assert loss.comparison is None
+    assert_same({"distil": loss, "far": Distill(target="far", divergence=JSD())})
 
 
 def test_what_is_measured_beside_the_losses() -> None:
     """With the comparison by tables, and as autograd goes over the whole rows."""
     plain = {"distil": near(divergence=ReverseKL())}
     whole = {"distil": near(divergence=ReverseKL(), clip="entry_nonneg", clip_at=1e9)}
-    assert plain["distil"].comparison == Comparison("near", ReverseKL(), TEMPERATURE)
+    compared = plain["distil"].comparison
+    assert compared is not None and compared.divergence == ReverseKL()
+    assert compared.view == "near" and compared.temperature == TEMPERATURE
     assert whole["distil"].comparison is None
     found = []
     for losses in (plain, whole):
@@ -202,7 +197,7 @@ def test_tokens_that_count_nothing_get_no_gradient_but_are_measured() -> None:
 
 @pytest.mark.parametrize("beside", [Likelihood(), PolicyGradient()], ids=repr)
 def test_an_infinite_loss_that_counts_nothing_does_no_harm(beside: Loss) -> None:
-    losses = {"distil": Distill(view="far", divergence=ReverseKL(), temperature=TEMPERATURE)}
+    losses = {"distil": Distill(target="far", divergence=ReverseKL(), temperature=TEMPERATURE)}
     losses = {**losses, "beside": beside}
     given = case(*losses)
     excluded = torch.zeros(VOCABULARY, dtype=torch.float64)
@@ -234,3 +229,15 @@ def test_renormalised_entries_are_all_that_is_read_of_a_teacher(
     assert widths == [counts, TOKENS - counts]
     assert int(gradient.any(-1).sum()) <= 2 * counts
     assert rows.teachers == {}
+
+
+def test_a_token_loss_reads_no_hidden_states() -> None:
+    """They are read once, to score the tokens, and never by the rows of a block."""
+    losses = {"sampled": SampledReverseKL(view="far")}
+    given = case(*losses)
+    far = given.scores["far"]
+    assert not far.logprob.isnan().any()
+    given.scores = {"far": replace(far, hidden=far.hidden[:0])}
+    vars(given.scores["far"]).update({name: vars(far)[name] for name in ("logprob", "_scored")})
+    rows, _ = run(given, losses)
+    assert bool(rows.losses["sampled"].isfinite().all())

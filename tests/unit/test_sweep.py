@@ -41,7 +41,7 @@ from tests.students import distance, draw_trajectories, gradients, open_student
 
 VIEWS = ("solution", "hint")
 TERMS = {
-    "distil": Term(loss=Distill(view="solution", divergence=JSD())),
+    "distil": Term(loss=Distill(target="solution", divergence=JSD())),
     "sampled": Term(loss=SampledReverseKL(view="hint"), weights=(Confidence(view="solution"),)),
 }
 

@@ -21,7 +21,7 @@ from tests.batches import batch_of, scores_of
 
 Average = Literal["token", "sequence", "budget"]
 Denominator = Literal["weights", "count"]
-DISTILL = Distill(view="solution", divergence=ForwardKL())
+DISTILL = Distill(target="solution", divergence=ForwardKL())
 
 
 def value(
