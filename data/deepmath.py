@@ -5,19 +5,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data.cells import after_thinking, answer_of, identity, text_of
-from data.gsm8k import INSTRUCTION
+from data.boxed import boxed_prompt
+from data.cells import after_thinking, answer_of, text_of
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, Row
-from opd.types import Message, Prompt
 
 
 @part
 class DeepMath(Adapter):
     """The question as the prompt; one of the three R1 responses as solution and demonstration.
 
-    Releases before May 2025 hold 48 questions that tell their answer; `opd data check` finds such.
+    Releases before May 2025 hold 48 questions that tell their answer; `opd data check` looks for
+    such.
     """
 
     solution: Literal[1, 2, 3] = 1
@@ -30,10 +30,7 @@ class DeepMath(Adapter):
         question, column = text_of(row, "question"), f"r1_solution_{self.solution}"
         response = text_of(row, column)
         return Problem(
-            Prompt(
-                id=identity("deepmath", question),
-                messages=(Message("user", f"{question}\n\n{INSTRUCTION}"),),
-            ),
+            boxed_prompt("deepmath", question),
             Privileged(
                 solution=response
                 if self.solution_holds_thinking

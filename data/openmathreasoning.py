@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from data.cells import after_thinking, answer_of, identity, text_of
-from data.gsm8k import INSTRUCTION
+from data.boxed import boxed_prompt
+from data.cells import after_thinking, answer_of, text_of
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, LeftOut, Row
-from opd.types import Message, Prompt
 
 NOT_THERE = (None, "", "n/a")
 """How a row says that it has no answer."""
@@ -37,10 +36,7 @@ class OpenMathReasoning(Adapter):
             )
         question, response = text_of(row, "problem"), text_of(row, "generated_solution")
         return Problem(
-            Prompt(
-                id=identity("openmathreasoning", question),
-                messages=(Message("user", f"{question}\n\n{INSTRUCTION}"),),
-            ),
+            boxed_prompt("openmathreasoning", question),
             Privileged(
                 solution=response
                 if self.solution_holds_thinking

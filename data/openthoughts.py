@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from data.boxed import boxed_prompt
 from data.cells import identity, messages_of, text_of
-from data.gsm8k import INSTRUCTION
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, LeftOut, Row
-from opd.types import Message, Prompt
+from opd.types import Prompt
 from rewards.number import last_box
 
 WithoutAnswer = Literal["refuse", "leave_out"]
@@ -42,10 +42,7 @@ class OpenThoughts(Adapter):
         reasoning, final = text_of(row, "deepseek_reasoning"), text_of(row, "deepseek_solution")
         worked, truth = text_of(row, self.solution), text_of(row, "ground_truth_solution")
         return Problem(
-            Prompt(
-                id=identity("openthoughts", question),
-                messages=(Message("user", f"{question}\n\n{INSTRUCTION}"),),
-            ),
+            boxed_prompt("openthoughts", question),
             Privileged(
                 solution=worked,
                 answer=boxed(truth, "ground_truth_solution", self.without_answer),

@@ -28,13 +28,18 @@ Row = Mapping[str, object]
 Numbered = tuple[int, Row]
 """A row and its number, from 1; in JSON Lines the number of its line."""
 
-Refusal = Callable[[DataError], None]
-"""What becomes of a fault that is one row's: it is raised, or it is kept and the row left."""
+Refusal = Callable[[int, DataError], None]
+"""What becomes of the fault of one row: it is raised, or it is kept and the row passed over."""
 
 FILE_TYPES = (".jsonl", ".json", ".parquet")
 
 VERBATIM_LENGTH = 60
 """Characters from which on a privileged text that stands in a prompt stands there by mistake."""
+
+
+def raised(number: int, fault: DataError) -> None:
+    """A fault that nobody keeps."""
+    raise fault
 
 
 class Adapter(ABC):
@@ -89,7 +94,8 @@ class Dataset:
             if count:
                 logger.warning("%s: %d rows are left out: %s", self.dataset, count, reason)
         if not problems:
-            raise DataError(f"{self.dataset}: every row is left out; change what leaves them out")
+            cause = "every row is left out" if left_out else "there are no rows"
+            raise DataError(f"{self.dataset}: {cause}; give a dataset that has some")
         return tuple(problems.values())
 
     def limited(self, problems: Iterable[tuple[int, Problem]]) -> Iterable[tuple[int, Problem]]:
@@ -97,7 +103,7 @@ class Dataset:
         return islice(problems, self.limit) if self.repeated == "refuse" else problems
 
     def numbered_problems(
-        self, left_out: Counter[str], refuse: Refusal | None = None
+        self, left_out: Counter[str], refuse: Refusal = raised
     ) -> Iterator[tuple[int, Problem]]:
         """Row number and problem of every row that is taken; `left_out` counts by reason those that
         the adapter leaves out, `refuse` is told of those that cannot be read."""
@@ -108,27 +114,20 @@ class Dataset:
             except LeftOut as reason:
                 left_out[str(reason)] += 1
             except DataError as fault:
-                (refuse or raised)(fault)
+                refuse(number, fault)
 
-    def chosen_rows(self, refuse: Refusal | None = None) -> Iterator[Numbered]:
-        """The rows that hold every value of `where`; there is at least one."""
+    def chosen_rows(self, refuse: Refusal = raised) -> Iterator[Numbered]:
+        """The rows that hold every value of `where`."""
         rows = self.rows(refuse)
-        if self.where:
-            rows = iter(matching(list(rows), self.where, self.dataset))
-        first = next(rows, None)
-        if first is None and refuse is None:
-            raise DataError(f"{self.dataset}: there are no rows; give a dataset that has some")
-        if first is not None:
-            yield first
-        yield from rows
+        return iter(matching(list(rows), self.where, self.dataset)) if self.where else rows
 
-    def rows(self, refuse: Refusal | None = None) -> Iterator[Numbered]:
+    def rows(self, refuse: Refusal = raised) -> Iterator[Numbered]:
         """The rows of the file or hub dataset."""
         path = self.file
         if path is None:
             return self.hub_rows()
         self.check_hash(path)
-        return read_rows(path, self.dataset, refuse or raised)
+        return read_rows(path, self.dataset, refuse)
 
     @property
     def file(self) -> Path | None:
@@ -151,9 +150,8 @@ class Dataset:
         found = sha256_of(path)
         if found != self.sha256:
             raise DataError(
-                f"{self.dataset}: its sha256 begins with {found[:12]}, and that on record with "
-                f"{self.sha256[:12]}; fetch the file on record, or record the new hash if the "
-                "change is meant"
+                f"{self.dataset}: its sha256 is {found}, and not {self.sha256[:12]}..., which is "
+                "on record; fetch the file on record, or record this hash if the change is meant"
             )
 
     def hub_rows(self) -> Iterator[Numbered]:
@@ -192,11 +190,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def raised(fault: DataError) -> None:
-    """A fault that nobody keeps."""
-    raise fault
-
-
 def read_rows(path: Path, name: str, refuse: Refusal) -> Iterator[Numbered]:
     """The rows of a local file; `name` stands for it in errors."""
     if path.suffix == ".jsonl":
@@ -221,7 +214,7 @@ def one_row(
     try:
         row = as_row(parse(value, place), place)
     except DataError as fault:
-        refuse(fault)
+        refuse(number, fault)
         return
     yield number, row
 
@@ -252,7 +245,7 @@ def as_row(value: object, place: str) -> Row:
 def matching(rows: Sequence[Numbered], where: Mapping[str, str | int], name: str) -> list[Numbered]:
     """The rows that hold every value of `where`, compared as text."""
     matches = list(rows)
-    for column, value in where.items():
+    for column, value in where.items() if rows else ():
         for number, row in matches:
             if column not in row:
                 place = f"{name}, row {number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from data.aime import problem as aime
+from data.boxed import INSTRUCTION
 from data.columns import Columns
 from data.dapo import AFTER, BEFORE, DAPO
 from data.deepmath import DeepMath
-from data.gsm8k import INSTRUCTION
 from data.gsm8k import problem as gsm8k
+from data.hmmt import problem as hmmt
+from data.math500 import problem as math500
 from data.openmathreasoning import OpenMathReasoning
 from data.openthoughts import Conversations, OpenThoughts
 from opd.config import build, dump
 from opd.errors import DataError, RecipeError
+from opd.privileged import Problem
 from opd.problems import Adapter, Dataset, LeftOut, Row
 from opd.types import Message
 
@@ -466,7 +470,7 @@ secret = st.text(alphabet="qxz", min_size=8, max_size=80).map(lambda text: f"~{t
 """Texts that no question has."""
 
 
-def revealed(adapter: Adapter, row: Row, secrets: list[str]) -> list[str]:
+def revealed(adapter: Callable[[Row], Problem], row: Row, secrets: list[str]) -> list[str]:
     """The secrets that a prompt shows, in its messages or its id."""
     prompt = adapter(row).prompt
     shown = "\n".join([prompt.id, *(message.content for message in prompt.messages)])
@@ -478,8 +482,11 @@ def test_no_privileged_text_is_in_a_prompt(texts: list[str], number: Any):
     a, b, c, d = texts
     told = {"from": "assistant", "value": TAGS.replace("Two and two.", a).replace("It is", b)}
     talk = [*CHAT[:2], {"role": "assistant", "content": a}]
-    rows: list[tuple[Adapter, Row]] = [
-        (gsm8k, {"question": "Q?", "answer": f"{a} {b}\n#### {c}"}),  # type: ignore[list-item]
+    rows: list[tuple[Callable[[Row], Problem], Row]] = [
+        (gsm8k, {"question": "Q?", "answer": f"{a} {b}\n#### {c}"}),
+        (math500, {"problem": "Q?", "solution": a, "answer": b, "unique_id": c}),
+        (aime, {"problem": "Q?", "solution": a, "answer": "777"}),
+        (hmmt, {"problem": "Q?", "answer": a, "problem_type": [b]}),
         (
             DeepMath(solution=number),
             {"question": "Q?", "final_answer": d}

@@ -181,6 +181,8 @@ def test_files_that_give_no_rows_are_refused(tmp_path: Path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     (tmp_path / "rows.csv").write_text("id\n1\n")
     (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match="there are no rows"):
+        dataset(tmp_path / "empty.jsonl", where={"family": "sums"}).problems()
     for name, cause in (
         ("empty.jsonl", "there are no rows"),
         ("object.json", "holds no list of rows"),
@@ -254,7 +256,8 @@ def test_problems_that_repeat_are_taken_once_where_their_answers_agree(
         ("c", "2"),
     ]
     assert "4 rows are left out: another row asks the same" in caplog.text
-    assert ids(dataset(path, "answering", repeated="take_agreed", limit=1).problems()) == ["a"]
+    limited = dataset(path, "answering", repeated="take_agreed", limit=2)
+    assert ids(limited.problems()) == ["a", "c"]
 
 
 def test_a_file_is_the_one_on_record(tmp_path: Path):
@@ -266,8 +269,8 @@ def test_a_file_is_the_one_on_record(tmp_path: Path):
     with pytest.raises(DataError) as refused:
         dataset(path, sha256=recorded, limit=1).problems()
     assert str(refused.value) == (
-        f"{path}: its sha256 begins with {found[:12]}, and that on record with {recorded[:12]}; "
-        "fetch the file on record, or record the new hash if the change is meant"
+        f"{path}: its sha256 is {found}, and not {recorded[:12]}..., which is on record; "
+        "fetch the file on record, or record this hash if the change is meant"
     )
     with pytest.raises(DataError, match="someone/nothing: a sha256 is of a file, and this is none"):
         dataset("someone/nothing", sha256=recorded).problems()
