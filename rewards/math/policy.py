@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rewards.number import boxes, number
+from rewards.number import boxes, number, stated
 
 LONGEST = 512
 """Characters of an answer that is looked at."""
@@ -55,6 +55,8 @@ NOTATION = [
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|normal)|mbox|hbox)(?=\s*\{)", r"\\text"),
         (r"\\boxed\s*(?=\{)", ""),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", " "),
         (r"(?<!\\)\\[()\[\]]|\\?[$\N{EURO SIGN}\N{POUND SIGN}]", ""),
@@ -86,7 +88,7 @@ MEASURE = (
     r"(?:[a-zA-Z]{4,}|[ckm]m|[km]g|ft|mph|kph|sec|min|hrs?|lbs?|mi|yds?|oz|m[lL]|USD|deg|rad|sq|cu)"
 )
 UNIT = re.compile(
-    rf"(?<=[\w}})])\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
+    rf"(?<=[\w}})])\s*/?\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
     rf"|(?<=\d)\s*{MEASURE}\.?(?:(?: |/| / )[a-zA-Z]+\.?)*{AREA}$"
 )
 """Letters without a \\text are a unit only where they can be no product of unknowns."""
@@ -123,6 +125,10 @@ LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
 BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
 
 GLUE = r"[\s$,;.:&*\\()\[\]]*"
+STATED = re.compile(
+    r"answer(?: is|:)[\s*]*(?:\$([^$\n]+)\$|([^$\n]+?)\**(?:\.\s|\.?$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
 
 
@@ -140,6 +146,14 @@ def boxed(text: str) -> tuple[str, ...]:
             break
         contents.append(text[slice(*before)].strip())
     return tuple(dict.fromkeys(reversed(contents)))
+
+
+def unboxed(text: str, was_cut: bool) -> str | None:
+    """The answer of a text without a box: what it calls its answer, else what `stated` finds."""
+    named = STATED.findall(text)
+    if named and "####" not in text:
+        return next(filter(None, named[-1])).strip()
+    return stated(text, was_cut)
 
 
 @dataclass(frozen=True)
@@ -212,10 +226,14 @@ def read(text: str) -> Answer:
     """An answer as its writer means it."""
     whole = without_units(tidy(text))
     assigned = [split_assignment(part) for part in parts(whole)]
-    if not all(name for name, _ in assigned):
+    # "x = 1, 2" names its list as a whole.
+    is_bare = [not name and not RELATION.search(text) for name, text in assigned]
+    if not assigned[0][0] or not all(
+        name or bare for (name, _), bare in zip(assigned, is_bare, strict=True)
+    ):
         return Answer(whole, whole, "")
     values = ", ".join(without_units(value) for _, value in assigned)
-    return Answer(values, whole, ", ".join(name for name, _ in assigned))
+    return Answer(values, whole, ", ".join(name for name, _ in assigned if name))
 
 
 def tidy(text: str) -> str:
