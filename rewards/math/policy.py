@@ -115,10 +115,10 @@ SET = re.compile(r"\\\{.*\\\}")
 SEVERAL = re.compile(r"\\[pm]{2}(?![a-zA-Z])|\d\s+\d")
 WORK = re.compile(
     r"\\(?:i*nt|oint|sum|prod|coprod|lim(?:sup|inf)?|max|min|sup|inf|gcd|lcm|det|[bp]?mod|partial"
-    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}"
+    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}\s*\{d[a-z]"
 )
 
-BASED = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
+BASED = re.compile(r"([A-F]*\d[\dA-F]*)_\{?(\d+)\}?")
 ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
 CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
@@ -126,7 +126,7 @@ BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
 
 GLUE = r"[\s$,;.:&*\\()\[\]]*"
 STATED = re.compile(
-    r"answer(?: is|:)[\s*]*(?:\$([^$\n]+)\$|([^$\n]+?)\**(?:\.\s|\.?$))",
+    r"answer(?: is|:)[ *]{0,8}(?:\$([^$\n]{1,512})\$|([^$\n]{1,512}?)\**(?:\.\s|\.?$))",
     re.IGNORECASE | re.MULTILINE,
 )
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
@@ -247,7 +247,7 @@ def tidy(text: str) -> str:
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
     inner = (TEXT.sub(r"\1", text) if TEXT.fullmatch(text) else text).strip(" ()")
-    if inner != text and number(inner) is not None:
+    if inner != text and "," not in inner and number(inner) is not None:
         text = inner
     if not BRACKETS.search(text):
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)

@@ -108,6 +108,8 @@ POLICY = [
     ("2,-2", r"\boxed{x = 2, -2}", "pass"),
     ("204", r"\boxed{203 204}", "fail"),
     ("407", r"\boxed{203 204}", "fail"),
+    ("(2, 3)", r"\boxed{x = 2, y = 3}", "pass"),
+    ("(2, 3)", r"\boxed{x = 3, y = 2}", "fail"),
     ("204", r"\boxed{203; 204}", "fail"),
     # relations
     ("x=5", r"\boxed{y=5}", "fail"),
@@ -133,6 +135,13 @@ POLICY = [
     (r"50\%", r"\boxed{\frac12}", "pass"),
     (r"50\%", r"\boxed{5}", "fail"),
     ("0.5", r"\boxed{50\%}", "pass"),
+    ("(100,200)", r"\boxed{(100, 200)}", "pass"),
+    ("(100,200)", r"\boxed{100200}", "fail"),
+    ("d/c", r"\boxed{\frac{d}{c}}", "pass"),
+    # numbers in a base
+    ("2516_8", r"\boxed{2516}", "pass"),
+    ("2516_8", r"\boxed{2516_9}", "fail"),
+    ("204", r"\boxed{204_8}", "fail"),
     # letters are no units
     ("5c", r"\boxed{5}", "fail"),
     ("5", r"\boxed{5c}", "fail"),

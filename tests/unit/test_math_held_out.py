@@ -14,7 +14,8 @@ from rewards.math import grade
 FIRST = [
     (
         "72",
-        "Natalia sold 48/2 = 24 clips in May.\nAltogether 48+24 = 72 clips.\n\nTherefore, Natalia sold \\boxed{72} clips altogether.",
+        "Natalia sold 48/2 = 24 clips in May.\nAltogether 48+24 = 72 clips.\n\n"
+        "Therefore, Natalia sold \\boxed{72} clips altogether.",
         "pass",
     ),
     (
