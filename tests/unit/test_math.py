@@ -138,6 +138,7 @@ POLICY = [
     (r"50\%", r"\boxed{\frac12}", "pass"),
     (r"50\%", r"\boxed{5}", "fail"),
     ("0.5", r"\boxed{50\%}", "pass"),
+    (r"(\frac13, 2)", r"\boxed{(0.33333333, 2)}", "fail"),
     ("(100,200)", r"\boxed{(100, 200)}", "pass"),
     ("(100,200)", r"\boxed{100200}", "fail"),
     ("d/c", r"\boxed{\frac{d}{c}}", "pass"),
