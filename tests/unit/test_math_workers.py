@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
@@ -82,17 +82,26 @@ def asked(name: str, ask: Callable[[Reply, float], Reply] = pool.ask) -> tuple[s
     return name, found, time.monotonic() - started
 
 
+def check_in_time(
+    found: Sequence[tuple[str, object, float]], again: Callable[[str], tuple[str, object, float]]
+) -> None:
+    """What is late by the clock is timed once more: the machine may have been busy."""
+    late = [name for name, _, seconds in found if seconds > DEADLINE + 1]
+    assert len(late) <= 3
+    assert {name: again(name)[2] <= DEADLINE + 1 for name in late} == dict.fromkeys(late, True)
+
+
 def check_graded(found: list[tuple[str, Verdict, float]]) -> None:
     assert [name for name, _, _ in found] == list(BOMBS)
     passed = [name for name, verdict, _ in found if verdict.success]
     assert passed == ["power on both sides"]
-    assert {name: seconds for name, _, seconds in found if seconds > DEADLINE + 1} == {}
+    check_in_time(found, graded)
 
 
 def check_asked(found: list[tuple[str, object, float]]) -> None:
     assert [name for name, _, _ in found] == list(BOMBS)
     assert [name for name, equal, _ in found if equal is True] == ["power on both sides"]
-    assert {name: seconds for name, _, seconds in found if seconds > DEADLINE + 1} == {}
+    check_in_time(found, asked)
     killed = [name for name, what, _ in found if isinstance(what, str)]
     assert len(killed) >= 10, "the bombs should be bombs"
 
