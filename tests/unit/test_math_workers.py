@@ -284,7 +284,7 @@ def burn():
 threading.Thread(target=burn, daemon=True).start()
 time.sleep(0.5)
 if sys.argv[1] == "heir" and not ctypes.CDLL(None).fork():
-    ctypes.CDLL(None).sleep(15)  # a child that Python knows nothing of, with every file open
+    ctypes.CDLL(None).sleep(12)  # a child that Python knows nothing of, with every file open
     os._exit(0)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -305,5 +305,8 @@ def test_no_process_outlives_its_parent(way: str):
     assert len(owned) >= 2
     if way != "ends":
         parent.kill()
-    parent.communicate(b"\n", 30)
+    assert parent.stdin
+    parent.stdin.close()
+    parent.stdout.close()  # which the heir holds open, so that nothing may wait for its end
+    parent.wait(30)
     wait_until(lambda: not any(map(is_alive, owned)), 10)
