@@ -8,12 +8,13 @@ notation, and forgiven.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rewards.number import boxes, number
+from rewards.number import boxes, number, stated
 
 LONGEST = 512
 """Characters of an answer that is looked at."""
@@ -55,6 +56,8 @@ NOTATION = [
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|normal)|mbox|hbox)(?=\s*\{)", r"\\text"),
         (r"\\boxed\s*(?=\{)", ""),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", " "),
         (r"(?<!\\)\\[()\[\]]|\\?[$\N{EURO SIGN}\N{POUND SIGN}]", ""),
@@ -86,7 +89,7 @@ MEASURE = (
     r"(?:[a-zA-Z]{4,}|[ckm]m|[km]g|ft|mph|kph|sec|min|hrs?|lbs?|mi|yds?|oz|m[lL]|USD|deg|rad|sq|cu)"
 )
 UNIT = re.compile(
-    rf"(?<=[\w}})])\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
+    rf"(?<=[\w}})])\s*/?\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
     rf"|(?<=\d)\s*{MEASURE}\.?(?:(?: |/| / )[a-zA-Z]+\.?)*{AREA}$"
 )
 """Letters without a \\text are a unit only where they can be no product of unknowns."""
@@ -113,16 +116,17 @@ SET = re.compile(r"\\\{.*\\\}")
 SEVERAL = re.compile(r"\\[pm]{2}(?![a-zA-Z])|\d\s+\d")
 WORK = re.compile(
     r"\\(?:i*nt|oint|sum|prod|coprod|lim(?:sup|inf)?|max|min|sup|inf|gcd|lcm|det|[bp]?mod|partial"
-    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}"
+    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}\s*\{d[a-z]"
 )
 
-BASED = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
+BASED = re.compile(r"([A-F]*\d[\dA-F]*)_\{?(\d+)\}?")
 ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
 CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
 BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
 
 GLUE = r"[\s$,;.:&*\\()\[\]]*"
+CALLED_ANSWER = re.compile(r"answer(?: is|:)", re.IGNORECASE)
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
 
 
@@ -134,12 +138,26 @@ def boxed(text: str) -> tuple[str, ...]:
         if not outer or start > outer[-1][1]:
             outer.append((start, end))
     contents = [text[slice(*span)].strip() for span in outer[-1:]]
-    for before, after in reversed([*pairwise(outer)]):
+    for after, before in pairwise(reversed(outer)):
         between = text[before[1] + 1 : text.rfind("\\boxed", before[1], after[0])]
         if not BETWEEN_BOXES.fullmatch(between):
             break
+        if len(contents) > LONGEST:
+            break  # More of them could only be too long.
         contents.append(text[slice(*before)].strip())
     return tuple(dict.fromkeys(reversed(contents)))
+
+
+def unboxed(text: str, was_cut: bool) -> str | None:
+    """The answer of a text without a box: what it calls its answer, else what `stated` finds."""
+    called = deque(CALLED_ANSWER.finditer(text), maxlen=1)
+    if not called or "####" in text:
+        return stated(text, was_cut)
+    start = called[0].end()
+    line = text[start : start + 2 * LONGEST].partition("\n")[0].strip(" *")
+    if line.startswith("$"):
+        return line[1:].partition("$")[0]
+    return line.partition(". ")[0].rstrip(" *.")
 
 
 @dataclass(frozen=True)
@@ -212,10 +230,14 @@ def read(text: str) -> Answer:
     """An answer as its writer means it."""
     whole = without_units(tidy(text))
     assigned = [split_assignment(part) for part in parts(whole)]
-    if not all(name for name, _ in assigned):
+    # "x = 1, 2" names its list as a whole.
+    is_bare = [not name and not RELATION.search(text) for name, text in assigned]
+    if not assigned[0][0] or not all(
+        name or bare for (name, _), bare in zip(assigned, is_bare, strict=True)
+    ):
         return Answer(whole, whole, "")
     values = ", ".join(without_units(value) for _, value in assigned)
-    return Answer(values, whole, ", ".join(name for name, _ in assigned))
+    return Answer(values, whole, ", ".join(name for name, _ in assigned if name))
 
 
 def tidy(text: str) -> str:
@@ -229,7 +251,7 @@ def tidy(text: str) -> str:
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
     inner = (TEXT.sub(r"\1", text) if TEXT.fullmatch(text) else text).strip(" ()")
-    if inner != text and number(inner) is not None:
+    if inner != text and "," not in inner and number(inner) is not None:
         text = inner
     if not BRACKETS.search(text):
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
