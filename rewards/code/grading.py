@@ -23,7 +23,7 @@ from opd.privileged import ProgramTests
 from opd.types import Verdict
 from rewards.code.feedback import case_failure, test_failure
 from rewards.code.output import is_same_output
-from rewards.sandbox import Limits, run, start
+from rewards.sandbox import Limits, Otherwise, run, start
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def grade(
     tests: ProgramTests,
     *,
     timeout: float = 10.0,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits | None = None,
+    otherwise: Otherwise = "refuse",
     reveals_hidden: bool = False,
 ) -> Verdict:
     """Whether `program` passes all assertions of `tests`, which run in order up to the first that
@@ -67,13 +68,14 @@ def grade(
     if len(program) > PROGRAM_CHARACTERS:
         return too_long(program)
     token = secrets.token_hex(16)
-    limits = replace(limits, seconds=timeout + GRACE)
+    limits = replace(limits or Limits(), seconds=timeout + GRACE)
     with ExitStack() as stack:
         (asked, asks), (answered, answers), (heard, tells) = (pipe(stack) for _ in range(3))
         candidate = start(
             (*PYTHON, "candidate.py"),
             files=candidate_files("candidate.py", tests.preamble, program),
             limits=limits,
+            otherwise=otherwise,
             descriptors={3: asked.fileno(), 4: answers.fileno()},
         )
         stack.callback(candidate.kill)
@@ -82,16 +84,19 @@ def grade(
             files={name: BOXED[name] for name in ("wire.py", "tester.py")},
             stdin=job(token, tests, timeout),
             limits=limits,
+            otherwise=otherwise,
             descriptors={3: answered.fileno(), 4: asks.fileno(), 5: tells.fileno()},
         )
         stack.callback(tester.kill)
         # Held here, they would keep a box waiting for another that has gone.
         for end in (asked, asks, answered, answers, tells):
             end.close()
-        endings = [tester.wait().ending]
-        candidate.kill()
-        endings.append(candidate.wait().ending)
+        testers_end = tester.wait()
         told = what_was_told(read(heard), token)
+        # One that has gone by itself says how: killed from outside, it is no fault of the program.
+        if told.final is None or told.final.get("stopped") != "ended":
+            candidate.kill()
+        endings = [testers_end.ending, candidate.wait().ending]
     if told.final is not None and told.final["status"] == "pass":
         return Verdict("pass", 1.0)
     if "fault" in endings or not told.has_started:
@@ -109,7 +114,8 @@ def grade_stdio(
     tests: ProgramTests,
     *,
     timeout: float = 10.0,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits | None = None,
+    otherwise: Otherwise = "refuse",
     tolerance: float = 0.0,
     reveals_hidden: bool = False,
 ) -> Verdict:
@@ -128,7 +134,8 @@ def grade_stdio(
             (*PYTHON, "script.py"),
             files=candidate_files("script.py", tests.preamble, program),
             stdin=case.given.encode(),
-            limits=replace(limits, seconds=timeout),
+            limits=replace(limits or Limits(), seconds=timeout),
+            otherwise=otherwise,
         )
         if outcome.ending == "fault":
             logger.warning("no verdict on a program: its box failed")

@@ -107,8 +107,8 @@ class Program:
 
 
 class Remote:
-    """An object of the program. It can be called and its attributes read and set; it has no value,
-    so that comparing it, counting it or asking whether it is true fails the test that does."""
+    """An object of the program. It can be called, asked whether it is true, and its attributes read
+    and set; it has no value, so that comparing or counting it fails the test that does."""
 
     __slots__ = ("_kind", "_place", "_program")
 
@@ -126,6 +126,7 @@ class Remote:
         return value
 
     def target(self) -> object:
+        """What the program knows it by: a handle, a name, or None for the program."""
         return self if type(self._place) is int else self._place
 
     def __getattr__(self, name: str) -> object:
@@ -133,7 +134,8 @@ class Remote:
             raise AttributeError(name)
         value = self._program.ask("get", self.target(), name)
         if type(value) is Remote:
-            object.__setattr__(value, "_kind", f"{self._kind}.{name}")
+            kind = name if self._place is None else f"{self._kind}.{name}"
+            object.__setattr__(value, "_kind", kind)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -146,7 +148,11 @@ class Remote:
         raise TypeError(f"the program gave {self!r} where a plain value is wanted")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = refuse  # type: ignore
-    __bool__ = __len__ = __iter__ = __contains__ = __hash__ = refuse  # type: ignore
+    __len__ = __iter__ = __contains__ = __hash__ = refuse  # type: ignore
+
+    def __bool__(self) -> bool:
+        # Asked of the program, for it tells the program nothing; what is compared with would.
+        return self._program.ask("true", self.target()) is True
 
 
 def shortened(value: object) -> str:
@@ -189,7 +195,9 @@ class Tests:
         self.tell(status="pass")
 
     def meet(self, names: list[object]) -> None:
-        """Let the tests use what the program defines, save what is theirs or the language's."""
+        """Let the tests use what the program defines, save what is theirs or the language's. The
+        name `program` stands for all of it, for a setup that wants a builtin's name from there."""
+        self.names["program"] = Remote(self.program, None, "program")
         for name in names:
             if type(name) is str and name.isidentifier() and not name.startswith("__"):
                 if name not in self.names and not hasattr(builtins, name):
@@ -211,7 +219,7 @@ class Tests:
             "stopped": program.stopped,
             "raised": program.described if error is program.error else [],
             "error": type(error).__name__,
-            "says": shortened(str(error)),
+            "says": str(error)[:QUOTED_CHARACTERS],
             "call": program.call,
             "given": program.given,
         }
