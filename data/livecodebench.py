@@ -1,4 +1,5 @@
-"""LiveCodeBench: contest problems by date (livecodebench/code_generation_lite, arXiv 2403.07974)."""
+"""LiveCodeBench: contest problems by date (livecodebench/code_generation_lite,
+arXiv 2403.07974)."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ from opd.types import Message, Prompt
 
 TESTS_BYTES = 256 << 20
 """Of one problem's private tests, once decompressed."""
-OF_A_TEXT = frozenset(
-    ("PROTO", "FRAME", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-    + ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP")
-)
+OF_A_TEXT = {
+    *("PROTO", "FRAME", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"),
+}
 """All the operations that a pickled text needs; none of them makes or calls anything."""
 
 PREAMBLE = """\
@@ -153,7 +154,9 @@ def decoded(text: str) -> str:
     except (binascii.Error, zlib.error, ValueError, IndexError) as error:
         raise ValueError(f"column 'private_test_cases' cannot be unpacked ({error})") from None
     if not is_whole:
-        raise ValueError(f"column 'private_test_cases' holds more than {TESTS_BYTES} bytes, or is cut")
+        raise ValueError(
+            f"column 'private_test_cases' holds more than {TESTS_BYTES} bytes, or is cut"
+        )
     texts = [argument for name, argument in operations if "UNICODE" in name]
     if not {name for name, _ in operations} <= OF_A_TEXT or len(texts) != 1:
         raise ValueError("column 'private_test_cases' is the pickle of something else than a text")

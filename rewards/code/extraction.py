@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 OPENING = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+CLOSING = re.compile(r" {0,3}(`{3,}|~{3,})")
 PYTHON = ("python", "python3", "py")
 
 
@@ -40,5 +41,5 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
 
 def closes(line: str, fence: str) -> bool:
     """Whether a line closes a block: at least as long a fence of the same sign, nothing behind."""
-    bare = line.strip()
-    return len(bare) >= len(fence) and not bare.strip(fence[0]) and len(line) - len(line.lstrip()) < 4
+    closing = CLOSING.fullmatch(line.rstrip())
+    return closing is not None and closing[1].startswith(fence)
