@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
+from threading import Timer
 
 from opd.privileged import ProgramTests
 from opd.types import Verdict
@@ -97,10 +98,12 @@ def grade(
             end.close()
         testers_end = tester.wait()
         told = what_was_told(read(heard), token)
-        # One that has gone by itself says how: killed from outside, it is no fault of the program.
-        if told.final is None or told.final.get("stopped") != "ended":
-            candidate.kill()
+        # A box that has gone by itself is let tell how: killed from outside, it is nobody's fail.
+        has_gone = told.final is not None and told.final.get("stopped") == "ended"
+        killer = Timer(GRACE if has_gone else 0.0, candidate.kill)
+        killer.start()
         endings = [testers_end.ending, candidate.wait().ending]
+        killer.cancel()
     if told.final is not None and told.final["status"] == "pass":
         return Verdict("pass", 1.0)
     if "fault" in endings or not told.has_started:
