@@ -262,6 +262,16 @@ if os.fork():
     os._exit(0)
 def add(a, b): return 7
 """,
+    "takes all memory with its children": """
+import os, time
+def add(a, b):
+    for _ in range(16):
+        if not os.fork():
+            memory = bytearray(b"x" * (120 << 20))
+            time.sleep(60)
+    memory = bytearray(b"x" * (900 << 20))
+    return 7
+""",
     "a set of numbers that all collide": """
 def add(a, b): return set(n * (2**61 - 1) for n in range(30_000))
 """,
