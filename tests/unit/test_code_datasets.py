@@ -290,6 +290,7 @@ UNREADABLE = {
     "a text that is cut": raw(b"X\xff\0\0\0[]."),
     "no end": raw(b"X\2\0\0\0[]"),
     "nothing": raw(b""),
+    "a text that is made a hundred million times": raw(b"X\2\0\0\0[]0" * 100 + b"]" * (100 << 20)),
     "no compression": base64.b64encode(b"[]").decode(),
     "no base 64": "*",
     "cut compression": base64.b64encode(zlib.compress(b"x" * 999)[:-6]).decode(),
