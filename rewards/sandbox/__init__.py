@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from rewards.sandbox.isolation import Isolation, Otherwise, isolation
 from rewards.sandbox.limits import Limits, Outcome
 from rewards.sandbox.pool import map_bounded
 from rewards.sandbox.running import NO_DESCRIPTORS, NO_FILES, Running, launch
+from rewards.sandbox.tiers import Isolation, Otherwise, isolation
 
 __all__ = [
     "Isolation",

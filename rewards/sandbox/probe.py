@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import resource
 import signal
@@ -25,8 +26,6 @@ def code_of(call, *given):
         call(*given)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "unknown")
-    except MemoryError:
-        return "ENOMEM"
     return ""
 
 
@@ -55,19 +54,17 @@ def writable_mounts():
 
 
 def fill(folder):
-    """Bytes that fit into the files of a folder, at most 256 MiB."""
-    written, block = 0, bytes(1 << 18)
+    """Bytes that fit into the files of a folder, at most 48 MiB, none of which is large."""
+    names = [f"{folder}/filler-{number}" for number in range(64)]
+    written = 0
     try:
-        for number in range(64):
-            with open(f"{folder}/filler-{number}", "wb", buffering=0) as file:
-                for _ in range(16):
-                    written += file.write(block)
+        for name in names:
+            with open(name, "wb", buffering=0) as file:
+                written += file.write(bytes(768 << 10))
     except OSError:
         pass
-    finally:
-        for name in os.listdir(folder):
-            if name.startswith("filler-"):
-                os.unlink(f"{folder}/{name}")
+    for name in filter(os.path.exists, names):
+        os.unlink(name)
     return written
 
 
@@ -117,7 +114,7 @@ def main():
         "limits": {
             name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in RESOURCES
         },
-        "large": code_of(bytearray, 1 << 33),
+        "large": code_of(mmap.mmap, -1, 1 << 29),
         "fill": {folder: fill(folder) for folder in ("/tmp", "/dev/shm")},
         "forks": forks(given["forks"]),
         "killed": killed_for_memory(given["touch"]),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pyseccomp import Arch, resolve_syscall
+
 from rewards.sandbox import Limits, Outcome
 
 BRIEF = Limits(seconds=0.4)
@@ -16,6 +18,7 @@ SMALL_AND_BRIEF = Limits(seconds=0.4, memory=256 << 20, disk=4 << 20)
 PRELUDE = """\
 import ctypes, errno, fcntl, os, resource, signal, socket, stat, sys, threading, time
 SECRET, TESTS, PORT, ABSTRACT, VICTIM, MARK = {given!r}
+NUMBERS = {numbers!r}
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -29,7 +32,8 @@ def attempt(call, *given):
     else:
         print("DONE")
 
-def kernel(number, *given):
+def kernel(name, *given):
+    number = NUMBERS.get(name, name)
     if libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, given)) == -1:
         raise OSError(ctypes.get_errno(), "")
 
@@ -40,8 +44,16 @@ def swallow(call, *given):
         return None
 
 """
-"""Stands before every program. The last names are the host's: a readable file, its tests, a listening
-port, an abstract socket, a process to kill."""
+"""Stands before every program. What is given is the host's: a file that all may read, its tests, a
+port that listens, an abstract socket, a process to kill."""
+CALLED = (
+    *("shmget", "msgget", "ptrace", "process_vm_readv", "unshare", "clone", "clone3", "setns"),
+    *("mount", "fsopen", "open_tree", "ioctl", "io_uring_setup", "bpf", "perf_event_open"),
+    *("keyctl", "add_key", "userfaultfd", "fanotify_init", "name_to_handle_at"),
+    "open_by_handle_at",
+)
+NUMBERS = {name: resolve_syscall(Arch.NATIVE, name) for name in CALLED}
+"""Of system calls, on this machine."""
 
 Check = Callable[[Outcome], bool]
 
@@ -86,6 +98,8 @@ class Program:
     check: Check
     limits: Limits = field(default=ROOMY)
     has_prelude: bool = True
+    only_on: str = ""
+    """A kind of processor, "" for all."""
 
 
 TIME = {
@@ -136,14 +150,14 @@ MEMORY = {
     "recurses without a limit": Program(
         "sys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
         any_of(dies(11), fails("(Memory|Recursion)Error"), ends("timeout")),
-        Limits(seconds=2, memory=256 << 20),
+        Limits(seconds=1, memory=256 << 20),
     ),
     "swarm of children": Program(
         "held = []\n"
         "for _ in range(20):\n"
         "    child = swallow(os.fork)\n"
         "    if child == 0:\n"
-        "        x = b'x' * (100 << 20)\n"
+        "        x = b'x' * (40 << 20)\n"
         "        time.sleep(0.2)\n"
         "        os._exit(0)\n"
         "    if child: held.append(child)\n"
@@ -151,9 +165,11 @@ MEMORY = {
         says(r"20 \d+\n"),
         SMALL,
     ),
-    "segments without a process": Program("attempt(kernel, 29, 0, 64 << 20, 0o1600)", REFUSED),
+    "segments without a process": Program(
+        "attempt(kernel, 'shmget', 0, 64 << 20, 0o1600)", REFUSED
+    ),
     "files in memory": Program("attempt(os.memfd_create, 'held')", REFUSED),
-    "message queues": Program("attempt(kernel, 68, 0, 0o1600)", REFUSED),
+    "message queues": Program("attempt(kernel, 'msgget', 0, 0o1600)", REFUSED),
 }
 PROCESSES = {
     "forks for ever": Program("while True: swallow(os.fork)", ends("timeout"), BRIEF),
@@ -199,16 +215,18 @@ PROCESSES = {
     ),
     "kills all": Program("attempt(os.kill, -1, 9)", says(r"ESRCH\n")),
     "kills by number": Program(
-        "for n in range(1, 40000):\n    if n != os.getpid(): swallow(os.kill, n, 9)\nprint('tried')",
+        "for n in range(1, 40000):\n"
+        "    if n != os.getpid(): swallow(os.kill, n, 9)\n"
+        "print('tried')",
         says("tried\n"),
     ),
     "kills the host's process": Program("attempt(os.kill, VICTIM, 9)", says(r"(ESRCH|EPERM)\n")),
     "stops the first process of its box": Program(
         "attempt(os.kill, 1, signal.SIGSTOP)", says(r"(DONE|EPERM)\n")
     ),
-    "traces the first process": Program("attempt(kernel, 101, 16, 1, 0, 0)", REFUSED),
+    "traces the first process": Program("attempt(kernel, 'ptrace', 16, 1, 0, 0)", REFUSED),
     "reads the memory of the first process": Program(
-        "attempt(kernel, 310, 1, 0, 0, 0, 0, 0)", REFUSED
+        "attempt(kernel, 'process_vm_readv', 1, 0, 0, 0, 0, 0)", REFUSED
     ),
     "opens the memory of the first process": Program(
         "attempt(open, '/proc/1/mem', 'r+b')", says(DENIED)
@@ -294,7 +312,7 @@ FILES = {
         lambda outcome: outcome.ending == "exit" and b"OPD_SECRET" not in outcome.stdout,
     ),
     "reads keys": Program(
-        "for name in (SECRET, '/etc/shadow', '/etc/passwd', '/root/.ssh', '/home'):\n"
+        "for name in (SECRET, '/etc/shadow', '/etc/passwd', '/etc/ssh', '/home'):\n"
         "    attempt(os.stat, name)",
         says(r"(ENOENT\n){5}"),
     ),
@@ -331,7 +349,8 @@ FILES = {
         "print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1])", says(r"\[0, 1, 2\]\n")
     ),
     "opens by handle": Program(
-        "attempt(kernel, 303, -100, 0, 0, 0, 0)\nattempt(kernel, 304, 0, 0, 0)",
+        "attempt(kernel, 'name_to_handle_at', -100, 0, 0, 0, 0)\n"
+        "attempt(kernel, 'open_by_handle_at', 0, 0, 0)",
         says(r"(EPERM\n){2}"),
     ),
 }
@@ -353,19 +372,19 @@ NETWORK = {
     ),
 }
 KERNEL = {
-    "a new user namespace": Program("attempt(kernel, 272, 0x10000000)", REFUSED),
+    "a new user namespace": Program("attempt(kernel, 'unshare', 0x10000000)", REFUSED),
     "a clone in a new namespace": Program(
         "for flag in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000,\n"
         "             0x40000000):\n"
-        "    attempt(kernel, 56, flag | signal.SIGCHLD, 0, 0, 0, 0)",
+        "    attempt(kernel, 'clone', flag | signal.SIGCHLD, 0, 0, 0, 0)",
         says(r"(EPERM\n){8}"),
     ),
-    "clone3": Program("attempt(kernel, 435, 0, 0)", says(r"ENOSYS\n")),
+    "clone3": Program("attempt(kernel, 'clone3', 0, 0)", says(r"ENOSYS\n")),
     "enters a namespace": Program(
-        "attempt(kernel, 308, os.open('/proc/self/ns/net', 0), 0)", REFUSED
+        "attempt(kernel, 'setns', os.open('/proc/self/ns/net', 0), 0)", REFUSED
     ),
     "mounts": Program(
-        "attempt(kernel, 165, 0, 0, 0, 0, 0)\nattempt(kernel, 430, 0, 0)\nattempt(kernel, 428, 0, 0, 0)",
+        "for name in ('mount', 'fsopen', 'open_tree'): attempt(kernel, name, 0, 0, 0, 0, 0)",
         says(r"(EPERM\n){3}"),
     ),
     "changes its root": Program("attempt(os.chroot, '/tmp')", REFUSED),
@@ -381,7 +400,7 @@ KERNEL = {
         says("65534\nTrue\n"),
     ),
     "types into a terminal": Program(
-        "attempt(fcntl.ioctl, 0, 0x5412, b'x')\nattempt(kernel, 16, 0, (1 << 32) | 0x5412, 0)",
+        "attempt(fcntl.ioctl, 0, 0x5412, b'x')\nattempt(kernel, 'ioctl', 0, (1 << 32) | 0x5412, 0)",
         says(r"(EPERM\n){2}"),
     ),
     "opens the terminal": Program("attempt(open, '/dev/tty')", says(DENIED)),
@@ -398,13 +417,15 @@ KERNEL = {
         "attempt(open, '/proc/sys/kernel/core_pattern', 'w')", says(DENIED)
     ),
     "leaves its control group": Program("attempt(os.listdir, '/sys/fs/cgroup')", says(r"ENOENT\n")),
-    "io_uring": Program("attempt(kernel, 425, 8, 0)", REFUSED),
+    "io_uring": Program("attempt(kernel, 'io_uring_setup', 8, 0)", REFUSED),
     "wide interfaces": Program(
-        "for number in (321, 298, 250, 248, 323, 300): attempt(kernel, number, 0, 0, 0, 0, 0)",
+        "for name in ('bpf', 'perf_event_open', 'keyctl', 'add_key', 'userfaultfd',\n"
+        "             'fanotify_init'):\n"
+        "    attempt(kernel, name, 0, 0, 0, 0, 0)",
         says(r"(EPERM\n){6}"),
     ),
     "calls by the numbers of another architecture": Program(
-        "kernel(0x40000000 | 41, 1, 1, 0)", dies(31)
+        "kernel(0x40000000 | 41, 1, 1, 0)", dies(31), only_on="x86_64"
     ),
     "raises its limits": Program(
         "for name in ('AS', 'NPROC', 'NOFILE', 'FSIZE', 'CPU'):\n"
@@ -420,7 +441,8 @@ KERNEL = {
         says("1000\n(EACCES|EPERM)\n"),
     ),
     "takes precedence": Program(
-        "attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(50))\nattempt(os.nice, -10)",
+        "attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(50))\n"
+        "attempt(os.nice, -10)",
         says(r"(EPERM|EACCES)\n(EPERM|EACCES)\n"),
     ),
 }

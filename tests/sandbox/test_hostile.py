@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards.sandbox import run
-from tests.sandbox.programs import PRELUDE, PROGRAMS
+from rewards.sandbox import Outcome, run
+from tests.sandbox.programs import NUMBERS, PRELUDE, PROGRAMS
 
 SECRET_TEXT = "not for programs"
 LEEWAY = 3.0
@@ -91,8 +92,8 @@ def host() -> Iterator[Host]:
         for listener in (tcp, unix):
             listener.setblocking(False)
         # of the user that boxes run as, whom they could signal if they saw it
-        user = {"user": 65534} if os.geteuid() == 0 else {}
-        victim = subprocess.Popen(["sleep", "600"], **user)
+        user = 65534 if os.geteuid() == 0 else None
+        victim = subprocess.Popen(["sleep", "600"], user=user)
         stack.callback(victim.wait)
         stack.callback(victim.kill)
         environment = pytest.MonkeyPatch()
@@ -107,7 +108,9 @@ def host() -> Iterator[Host]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_hostile_program_gets_nowhere(name: str, host: Host) -> None:
     program = PROGRAMS[name]
-    prelude = PRELUDE.format(given=host.given) if program.has_prelude else ""
+    if program.only_on not in ("", platform.machine()):
+        pytest.skip(f"only on {program.only_on}")
+    prelude = PRELUDE.format(given=host.given, numbers=NUMBERS) if program.has_prelude else ""
     outcome = run(
         ["python", "-I", "main.py", host.mark],
         files={"main.py": (prelude + program.source).encode()},
@@ -118,13 +121,17 @@ def test_a_hostile_program_gets_nowhere(name: str, host: Host) -> None:
     host.check()
 
 
-def brief(outcome) -> str:
+def brief(outcome: Outcome) -> str:
     return f"{outcome.ending} {outcome.code} {outcome.stdout[-300:]} {outcome.stderr[-600:]}"
 
 
 def test_the_checks_of_the_host_see_what_they_should(host: Host) -> None:
     """A bare process does what boxed ones must not."""
-    script = "import socket, sys, time\nsocket.create_connection(('127.0.0.1', int(sys.argv[1])))\ntime.sleep(60)"
+    script = (
+        "import socket, sys, time\n"
+        "socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "time.sleep(60)"
+    )
     port = host.listeners[0].getsockname()[1]
     with subprocess.Popen([sys.executable, "-c", script, str(port), host.mark]) as bare:
         try:

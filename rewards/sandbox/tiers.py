@@ -37,7 +37,7 @@ while True:
 TALKATIVE = b"while True:\n    print('x' * 4096)\n"
 PROBED = Limits(memory=128 << 20, disk=1 << 20)
 DEADLINE = Limits(seconds=0.1)
-TALK = Limits(output=1 << 12)
+TALK = Limits(seconds=5, output=1 << 12)
 MOST_FORKS = 100
 TOUCHED = 70 << 20
 """Bytes of each of three children: more together than one box may have."""
@@ -66,6 +66,9 @@ class Isolation:
     layers: tuple[str, ...]
     """Those that the self-test has proven; none is claimed that it has not."""
     sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
 
     @property
     def stamp(self) -> str:
