@@ -61,12 +61,12 @@ class Candidate:
     def reply(self, work: object) -> bytes:
         """What `work` returns or raises."""
         try:
-            frame = encoded(["value", work()], self.foreign)  # pyright: ignore
+            frame = encoded([work()], self.foreign)  # pyright: ignore
             if len(frame) > FRAME_BYTES:
                 raise OverflowError(f"a value takes {len(frame)} bytes, over {FRAME_BYTES}")
             return frame
         except BaseException as error:
-            return encoded(["raised", *described(error)], self.foreign)
+            return encoded(list(described(error)), self.foreign)
 
 
 def described(error: BaseException) -> tuple[str, str, str, int]:

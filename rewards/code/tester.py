@@ -15,7 +15,17 @@ import time
 from collections.abc import Iterator
 from types import CodeType
 
-from wire import READY, Channel, Closed, Late, WireError, decoded, encoded, marked, refused  # pyright: ignore
+from wire import (  # pyright: ignore
+    READY,
+    Channel,
+    Closed,
+    Late,
+    WireError,
+    decoded,
+    encoded,
+    marked,
+    refused,
+)
 
 QUOTED_CHARACTERS = 300
 
@@ -83,24 +93,25 @@ class Program:
         return self.heard()
 
     def heard(self) -> object:
+        """What it answers: a list of one value, or of four parts that describe an error."""
         self.described = []
         mine = {b"o": lambda body: Remote(self, *body), b"i": self.items}
         try:
             reply = decoded(self.channel.receive(self.deadline), mine)
         except WireError as error:
             raise self.stop(error) from None
-        if type(reply) is not list or reply[:1] not in (["value"], ["raised"]):
+        if type(reply) is not list:
             raise self.stop(WireError())
-        if reply[0] == "value" and len(reply) == 2:
-            return reply[1]
-        shape = [type(part) for part in reply[1:]]
-        if reply[0] == "value" or shape != [str, str, str, int]:
+        if len(reply) == 1:
+            return reply[0]
+        if [type(part) for part in reply] != [str, str, str, int]:
             raise self.stop(WireError())
-        cls = error_named(reply[1])
-        self.described = [reply[2][:QUOTED_CHARACTERS], reply[3][:QUOTED_CHARACTERS], reply[4]]
+        builtin, kind, message, line = reply
+        self.described = [kind[:QUOTED_CHARACTERS], message[:QUOTED_CHARACTERS], line]
+        cls = error_named(builtin)
         if cls is None:
             raise self.stop(Closed())
-        self.error = raised = cls(reply[3])
+        self.error = raised = cls(message)
         raise raised
 
     def stop(self, error: WireError) -> Stopped:

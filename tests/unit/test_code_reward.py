@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from opd.config import build
-from opd.errors import DataError, RecipeError
+from opd.errors import DataError, RecipeError, SandboxError
 from opd.privileged import Case, Privileged, Problem, ProgramTests
 from opd.reward import Judge, Reward
 from opd.types import Finish, Message, Prompt, Rollout
@@ -92,6 +92,15 @@ def test_a_problem_that_its_own_solution_fails_is_refused_at_the_start(bad: Prob
 def test_solutions_are_left_alone_when_so_set():
     Judge(PassesTests(checks_solutions=False), [problem(TESTS, WRONG)])
     Judge(PassesTests(), [problem(TESTS)])
+
+
+def test_without_a_box_a_run_does_not_start(monkeypatch: pytest.MonkeyPatch):
+    def refuse(otherwise: str) -> None:
+        raise SandboxError(f"no box, {otherwise}")
+
+    monkeypatch.setattr("rewards.code.reward.isolation", refuse)
+    with pytest.raises(SandboxError, match="no box, external"):
+        Judge(PassesTests(otherwise="external"), [problem(TESTS)])
 
 
 def test_a_recipe_names_it_with_bounds():
