@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from wire import FRAME_BYTES, READY, Channel, Closed, decoded, encoded, marked  # pyright: ignore
+from rewards.code.wire import FRAME_BYTES, READY, Channel, Closed, decoded, encoded, marked
 
 MESSAGE_CHARACTERS = 500
 
@@ -99,4 +99,5 @@ def main() -> None:
         channel.send(candidate.reply(lambda frame=frame: candidate.answer(decoded(frame, mine))))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -28,11 +28,16 @@ from rewards.sandbox import Limits, Otherwise, run, start
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-BOXED = {
-    name: (FOLDER / name).read_bytes()
-    for name in ("wire.py", "candidate.py", "tester.py", "script.py")
-}
+CANDIDATE, TESTER, SCRIPT = (
+    {name: (FOLDER / name).read_bytes()} for name in ("candidate.py", "tester.py", "script.py")
+)
 """The sources that run inside boxes."""
+SHARED = {
+    "rewards/__init__.py": b"",
+    "rewards/code/__init__.py": b"",
+    "rewards/code/wire.py": (FOLDER / "wire.py").read_bytes(),
+}
+"""What they import, without what else these packages hold."""
 
 PROGRAM_CHARACTERS = 1 << 20
 VERDICT_BYTES = 1 << 15
@@ -79,7 +84,7 @@ def grade(
         (asked, asks), (answered, answers), (heard, tells) = (pipe(stack) for _ in range(3))
         candidate = start(
             (*PYTHON, "candidate.py"),
-            files=candidate_files("candidate.py", tests.preamble, program),
+            files=SHARED | CANDIDATE | program_files(tests.preamble, program),
             limits=limits,
             otherwise=otherwise,
             descriptors={3: asked.fileno(), 4: answers.fileno()},
@@ -139,7 +144,7 @@ def grade_stdio(
     for number, case in enumerate(tests.cases, start=1):
         outcome = run(
             (*PYTHON, "script.py"),
-            files=candidate_files("script.py", tests.preamble, program),
+            files=SCRIPT | program_files(tests.preamble, program),
             stdin=case.given.encode(),
             limits=replace(limits or Limits(), seconds=timeout),
             otherwise=otherwise,
@@ -181,13 +186,12 @@ def fault(told: Told, endings: Sequence[str]) -> str:
 def tester_files(token: str, tests: ProgramTests, timeout: float) -> dict[str, bytes]:
     parts = (tests.preamble, tests.setup, list(tests.assertions))
     job = encoded((token, *parts, [STARTING, timeout, GRACE]), refused)
-    return {"wire.py": BOXED["wire.py"], "tester.py": BOXED["tester.py"], "job": job}
+    return SHARED | TESTER | {"job": job}
 
 
-def candidate_files(script: str, preamble: str, program: str) -> dict[str, bytes]:
+def program_files(preamble: str, program: str) -> dict[str, bytes]:
     texts = {"preamble.py": preamble, "program.py": program}
-    sources = {name: text.encode(errors="replace") for name, text in texts.items()}
-    return {"wire.py": BOXED["wire.py"], script: BOXED[script], **sources}
+    return {name: text.encode(errors="replace") for name, text in texts.items()}
 
 
 def read(end: FileIO) -> bytes:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from types import CodeType
 
-from wire import (  # pyright: ignore
+from rewards.code.wire import (
     READY,
     Channel,
     Closed,
@@ -275,4 +275,5 @@ def main() -> None:
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -177,7 +177,7 @@ def add(a, b):
 """,
     "answers before it is asked": """
 import os
-from wire import encoded, refused
+from rewards.code.wire import encoded, refused
 for reply in ([["add"]], [True], [None], [3], [42]) * 9:
     frame = encoded(reply, refused)
     os.write(4, len(frame).to_bytes(4, "big") + frame)
@@ -187,7 +187,7 @@ def add(a, b): return 7
     "answers with no value": "import os\ndef add(a, b): os.write(4, b'\\0\\0\\0\\2ab')",
     "answers in another shape": """
 import os
-from wire import encoded, refused
+from rewards.code.wire import encoded, refused
 def add(a, b):
     frame = encoded(["AssertionError", "AssertionError"], refused)
     os.write(4, len(frame).to_bytes(4, "big") + frame)
