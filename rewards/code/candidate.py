@@ -6,6 +6,7 @@ sees the arguments of the tests and nothing else of them. `3` is asked on, `4` a
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 
@@ -89,7 +90,7 @@ def main() -> None:
     channel, candidate = Channel(3, 4), Candidate()
     channel.send(READY)
     channel.send(candidate.reply(candidate.load))
-    mine = {b"o": candidate.held}
+    mine = {b"o": candidate.held, b"b": vars(builtins).__getitem__}
     while True:
         try:
             frame = channel.receive()

@@ -122,6 +122,9 @@ class Program:
     def sent(self, value: object) -> bytes:
         if type(value) is Remote:
             return marked(b"o", value._place, self.sent)
+        if getattr(value, "__module__", "") == "builtins":
+            # such as a type to choose by: the program finds its own under that name
+            return marked(b"b", getattr(value, "__name__", ""), self.sent)
         raise TypeError(f"{type(value).__name__} cannot be given to a program in another box")
 
     def items(self, body: list[object]) -> Iterator[object]:

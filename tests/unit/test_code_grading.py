@@ -483,6 +483,11 @@ HONEST = {
         passing("assert adder(2)(3) == 5", "assert twice(adder(2), 1) == 5"),
         "def adder(n): return lambda x: x + n\ndef twice(f, x): return f(f(x))",
     ),
+    "builtins as arguments": (
+        passing("assert without((4, 7.7, 'a'), int) == [7.7, 'a']", "assert apply(len, 'ab') == 2"),
+        "def without(xs, kind): return [x for x in xs if not isinstance(x, kind)]\n"
+        "def apply(f, x): return f(x)",
+    ),
     "an object that is true": (
         passing("assert found('abb')", "assert not found('ac')"),
         "import re\ndef found(s): return re.search('ab', s)",
