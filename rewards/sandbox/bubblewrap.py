@@ -27,7 +27,7 @@ NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns"),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box"),
 )
-LIFETIME = ("--die-with-parent",)
+LIFETIME = ("--as-pid-1", "--die-with-parent")
 ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -39,8 +39,6 @@ ENVIRONMENT = {  # all of it
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ("null", "zero", "random", "urandom")
-HIDDEN = ("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
-"""The first process of a box has none of the program's limits; /proc would let it be written to."""
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """
@@ -75,7 +73,6 @@ def command(
         *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
         *system(),
         *("--proc", "/proc"),
-        *HIDDEN,
         *devices(),
         # before the interpreter, which may live in /tmp
         *scratch(limits.disk),

@@ -248,8 +248,41 @@ def test_names_that_lead_out_and_numbers_that_collide_are_refused() -> None:
             start(python("pass"), files={name: b""})
 
 
+def test_no_two_boxes_share_a_group() -> None:
+    """Nor when many threads ask at once, in a process that has made none."""
+    script = (
+        "import threading\n"
+        "from rewards.sandbox.cgroup import groups\n"
+        "from rewards.sandbox.limits import Limits\n"
+        "together, taken = threading.Barrier(16), []\n"
+        "def take():\n"
+        "    together.wait()\n"
+        "    ours = groups()\n"
+        "    taken.append(ours and ours.take(Limits()).folders)\n"
+        "threads = [threading.Thread(target=take) for _ in range(16)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(taken[0] is not None, len(set(taken)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() in (["True", "16"], ["False", "1"])
+
+
+def test_no_ended_process_is_left_to_others() -> None:
+    """Not every process 1 reaps what is left to it, and what nobody reaps is counted for ever."""
+    if (ours := groups()) is None:
+        pytest.skip("control groups, which count, cannot be made here")
+    for text in ("pass", "while True: print('x' * 9999)", SLEEP):
+        for _ in range(3):
+            run(python(text), limits=Limits(seconds=0.2))
+            assert ours.free and ours.free[-1].is_empty(), text
+
+
 def test_groups_are_taken_again_and_removed() -> None:
-    ours = groups(os.getpid())
+    ours = groups()
     if ours is None:
         pytest.skip("control groups cannot be made here")
     for _ in range(3):
@@ -257,11 +290,10 @@ def test_groups_are_taken_again_and_removed() -> None:
     folders = [folder for group in ours.made for folder in group.folders]
     assert all(folder.is_dir() for folder in folders)
     script = (
-        "import os\n"
         "from rewards.sandbox import run\n"
         "from rewards.sandbox.cgroup import groups\n"
         "run(('bash', '-c', 'true'))\n"
-        "for group in groups(os.getpid()).made:\n"
+        "for group in groups().made:\n"
         "    for folder in group.folders: print(folder)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ from rewards.sandbox.tiers import ACCEPTANCE, self_test
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1"
-LEAKY = f'exec {shutil.which("bwrap")} "${{@/--unshare-all/--unshare-uts}}"'
+LEAKY = f'exec {shutil.which("bwrap")} --unshare-pid "${{@/--unshare-all/--unshare-uts}}"'
 """What stands in for bubblewrap: one that may not, one that shares the network."""
 
 
