@@ -9,11 +9,13 @@ a program that sends it what kills it would escape its zero.
 from __future__ import annotations
 
 import logging
+import marshal
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.util import MAGIC_NUMBER
 from io import FileIO
 from pathlib import Path
 from threading import Timer
@@ -28,14 +30,22 @@ from rewards.sandbox import Limits, Otherwise, run, start
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
+
+
+def compiled(name: str) -> bytes:
+    """A source beside this one as the file that Python would make of it."""
+    code = compile((FOLDER / f"{name}.py").read_bytes(), f"{name}.py", "exec", dont_inherit=True)
+    return MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+
+
 CANDIDATE, TESTER, SCRIPT = (
-    {name: (FOLDER / name).read_bytes()} for name in ("candidate.py", "tester.py", "script.py")
+    {f"{name}.pyc": compiled(name)} for name in ("candidate", "tester", "script")
 )
-"""The sources that run inside boxes."""
+"""What runs inside boxes, compiled out here since every box would have to."""
 SHARED = {
     "rewards/__init__.py": b"",
     "rewards/code/__init__.py": b"",
-    "rewards/code/wire.py": (FOLDER / "wire.py").read_bytes(),
+    "rewards/code/wire.pyc": compiled("wire"),
 }
 """What they import, without what else these packages hold."""
 
@@ -83,7 +93,7 @@ def grade(
     with ExitStack() as stack:
         (asked, asks), (answered, answers), (heard, tells) = (pipe(stack) for _ in range(3))
         candidate = start(
-            (*PYTHON, "candidate.py"),
+            (*PYTHON, "candidate.pyc"),
             files=SHARED | CANDIDATE | program_files(tests.preamble, program),
             limits=limits,
             otherwise=otherwise,
@@ -91,7 +101,7 @@ def grade(
         )
         stack.callback(candidate.kill)
         tester = start(
-            (*PYTHON, "tester.py"),
+            (*PYTHON, "tester.pyc"),
             files=tester_files(token, tests, timeout),
             limits=limits,
             otherwise=otherwise,
@@ -143,7 +153,7 @@ def grade_stdio(
         return too_long(program)
     for number, case in enumerate(tests.cases, start=1):
         outcome = run(
-            (*PYTHON, "script.py"),
+            (*PYTHON, "script.pyc"),
             files=SCRIPT | program_files(tests.preamble, program),
             stdin=case.given.encode(),
             limits=replace(limits or Limits(), seconds=timeout),

@@ -12,8 +12,6 @@ import os
 import reprlib
 import sys
 import time
-from collections.abc import Iterator
-from types import CodeType
 
 from rewards.code.wire import (
     READY,
@@ -26,6 +24,11 @@ from rewards.code.wire import (
     marked,
     refused,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
 
 QUOTED_CHARACTERS = 300
 

@@ -560,13 +560,13 @@ def box_of(script: str) -> int:
     raise AssertionError(f"no box of ours runs {script}")
 
 
-@pytest.mark.parametrize("script", ["tester.py", "candidate.py", "script.py"])
+@pytest.mark.parametrize("script", ["tester.pyc", "candidate.pyc", "script.pyc"])
 def test_a_box_that_is_killed_from_outside_is_no_verdict(script: str):
     verdicts: list[Verdict] = []
     program = "import time\ntime.sleep(20)"
     work: Callable[[], Verdict] = (
         (lambda: grade_stdio(program, ProgramTests(cases=(Case("", ""),)), timeout=30.0))
-        if script == "script.py"
+        if script == "script.pyc"
         else (lambda: grade(program, TOY, timeout=30.0))
     )
     thread = threading.Thread(target=lambda: verdicts.append(work()))
