@@ -19,8 +19,8 @@ ulimit -H -t "$((seconds + 1))"
 ulimit -v "$memory"
 printf . >&"$ready"
 exec {ready}>&-
-# A background job would read nothing and ignore two signals.
-(trap - INT QUIT; exec "$@") <&0 &
+# By exec, since a plain background job would ignore two signals.
+(exec "$@") <&0 &
 for move in 0 1 2 $moves; do
   eval "exec ${move%:*}<&-"
 done

@@ -64,24 +64,31 @@ def test_packages_of_our_python_are_there() -> None:
     assert outcome.stdout.decode().strip() == numpy.__version__, outcome.stderr
 
 
-def test_descriptors_go_in_by_number_even_when_they_cross() -> None:
-    """What we hold as 3 and 4 (or whatever they are) may be 4 and 3 inside."""
+def test_descriptors_go_in_by_number() -> None:
     (out_reader, out_writer), (in_reader, in_writer) = os.pipe(), os.pipe()
-    crossed = {7: in_reader, in_reader if 3 <= in_reader < 64 and in_reader != 7 else 8: out_writer}
-    answer = next(inside for inside, ours in crossed.items() if ours == out_writer)
-    text = (
-        f"import os; os.write({answer}, os.read(7, 10).upper()); print(os.listdir('/proc/self/fd'))"
-    )
-    running = start(python(text), descriptors=crossed)
+    text = "import os; os.write(4, os.read(3, 10).upper()); print(os.listdir('/proc/self/fd'))"
+    running = start(python(text), descriptors={3: in_reader, 4: out_writer})
     os.close(out_writer)
     os.close(in_reader)
     os.write(in_writer, b"hello")
     outcome = running.wait()
     assert os.read(out_reader, 10) == b"HELLO", outcome
     assert os.read(out_reader, 10) == b"", "a copy stayed open after the end"
-    assert len(eval(outcome.stdout)) == 6  # three, ours, the listing
+    assert outcome.stdout == b"['0', '1', '2', '3', '4', '5']\n"  # the last is the listing
     os.close(out_reader)
     os.close(in_writer)
+
+
+def test_numbers_inside_may_be_those_of_others_outside() -> None:
+    insides = range(3, 50)
+    ours = {inside: os.memfd_create("numbered") for inside in reversed(insides)}
+    for inside, descriptor in ours.items():
+        os.write(descriptor, b"%d " % inside)
+    text = f"import os; print(*(os.pread(n, 9, 0).decode() for n in {insides}))"
+    outcome = run(python(text), descriptors=ours)
+    for descriptor in ours.values():
+        os.close(descriptor)
+    assert list(map(int, outcome.stdout.split())) == list(insides), outcome
 
 
 def test_nothing_of_ours_stays_open() -> None:
@@ -116,7 +123,9 @@ def test_a_box_killed_from_outside_is_a_fault() -> None:
 def test_a_caller_may_kill() -> None:
     mark = f"opd-caller-{os.getpid()}"
     running = start(python(SLEEP, mark))
-    assert has_started(running)
+    assert has_started(running) and running._spawned is not None
+    group = os.getpgid(running._spawned.process.pid)
+    assert group != os.getpgrp(), "an interrupt from our terminal would end it"
     running.kill()
     assert (outcome := running.wait()).ending == "signal" and outcome.code == signal.SIGKILL
     running.kill()
