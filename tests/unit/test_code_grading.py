@@ -525,6 +525,60 @@ def test_verdicts_are_the_same_every_time():
     assert "gave '" in (feedback.pop() or "")
 
 
+BOX_BREAKERS = {
+    "memory of many": """
+import os, time
+for _ in range(27):
+    if not os.fork():
+        memory = bytearray(b"x" * (60 << 20))
+        time.sleep(20)
+time.sleep(20)
+""",
+    "memory and files": """
+for path in ("/dev/shm/x", "/tmp/x"):
+    try:
+        open(path, "wb").write(b"x" * (64 << 20))
+    except OSError:
+        pass
+memory = []
+while True:
+    memory.append(bytearray(b"x" * (10 << 20)))
+""",
+    "threads": """
+import threading, time
+while True:
+    try:
+        threading.Thread(target=time.sleep, args=(20,)).start()
+    except RuntimeError:
+        pass
+""",
+    "signals to all": """
+import os
+for pid in range(1, 40000):
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        pass
+os.kill(os.getpid(), 9)
+""",
+    "an abort": "import os\nos.abort()",
+    "a stop": "import os, signal\nos.kill(0, signal.SIGSTOP)",
+    "the exit code of a signal": "import os\nos._exit(137)",
+    "the exit code of a box that fails": """
+import os
+os.write(2, b"bwrap: Can't create the namespace\\n")
+os._exit(1)
+""",
+    "no descriptors": "import os, time\nos.closerange(0, 4096)\ntime.sleep(20)",
+}
+
+
+@pytest.mark.parametrize("program", BOX_BREAKERS.values(), ids=BOX_BREAKERS.keys())
+def test_nothing_that_a_program_does_looks_like_a_fault_of_its_box(program: str):
+    assert grade(program, TOY, timeout=1.0).status == "fail"
+    assert grade_stdio(program, SUMS, timeout=1.0).status == "fail"
+
+
 FAULTS = {
     "an import that is missing": passing("assert add(1, 2) == 3", setup="import no_such_module"),
     "tests that do not compile": passing("assert add(1, 2) =="),
