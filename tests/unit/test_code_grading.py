@@ -561,6 +561,8 @@ for pid in range(1, 40000):
         pass
 os.kill(os.getpid(), 9)
 """,
+    "the end of its group": "import os\nos.kill(0, 9)",
+    "an interruption of its group": "import os\nos.killpg(os.getpgrp(), 2)",
     "an abort": "import os\nos.abort()",
     "a stop": "import os, signal\nos.kill(0, signal.SIGSTOP)",
     "the exit code of a signal": "import os\nos._exit(137)",
