@@ -29,7 +29,7 @@ NAMESPACES = (
 )
 LIFETIME = ("--as-pid-1", "--die-with-parent")
 OWN_GROUP = ("--new-session",)
-"""Else bubblewrap itself, outside, is in the program's process group, and a signal to all of a group
+"""Else bubblewrap itself, outside, is in the program's process group, and a signal to a whole group
 crosses namespaces: a program could make its own end look like a fault of the box."""
 ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
