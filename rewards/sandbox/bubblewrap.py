@@ -28,6 +28,9 @@ NAMESPACES = (
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box"),
 )
 LIFETIME = ("--as-pid-1", "--die-with-parent")
+OWN_GROUP = ("--new-session",)
+"""Else bubblewrap itself, outside, is in the program's process group, and a signal to a whole group
+crosses namespaces: a program could make its own end look like a fault of the box."""
 ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -70,7 +73,7 @@ def command(
     """
     entry, sources = crossing()
     return [
-        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
+        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME, *OWN_GROUP),
         *system(),
         *("--proc", "/proc"),
         *devices(),

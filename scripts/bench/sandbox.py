@@ -1,7 +1,8 @@
-"""What a box costs: one program beside bare Python, and programs a second, two at a time.
+"""What a box costs: a program beside bare Python, a grade, and how many a second, two at a time.
 
-A program does nothing. Bare Python and the box take turns, so that whatever else the machine does
-falls on both. Exits 1 when a bar is missed. Takes about half a minute.
+A program does nothing; a grade is a right program in one box and its three assertions in another.
+They take turns, so that whatever else the machine does falls on all. Exits 1 when a bar is missed.
+Takes about a minute.
 
     python scripts/bench/sandbox.py
 """
@@ -19,13 +20,21 @@ from statistics import median, quantiles
 
 from measure import RESULTS, Bar, print_bars, print_table, save
 
+from opd.privileged import ProgramTests
+from rewards.code import grade
 from rewards.sandbox import isolation, map_bounded, run
 
 ROUNDS = 200
 AT_A_TIME = 2
 MOST_OVERHEAD = 25.0
 """Milliseconds, of the median."""
+LEAST_GRADES = 30.0
+"""A second."""
 NOTHING = ("-I", "-c", "pass")
+PROGRAM = "def add(a, b):\n    return a + b\n"
+TESTS = ProgramTests(
+    ("assert add(1, 2) == 3", "assert add(40, 2) == 42", "assert add(-1, 1) == 0"),
+)
 
 
 def main() -> int:
@@ -37,7 +46,7 @@ def main() -> int:
     standing = isolation()
     testing = time.perf_counter() - started
     print(f"{standing} (tested in {testing:.2f} s)", flush=True)
-    ways = {"bare python": bare, "box": boxed}
+    ways = {"bare python": bare, "box": boxed, "grade": graded}
     taken = by_turns(ways, options.rounds)
     rates = {name: per_second(call, options.rounds) for name, call in ways.items()}
     print_table(
@@ -47,8 +56,12 @@ def main() -> int:
             for name, times in taken.items()
         ],
     )
-    overhead = [box - plain for plain, box in zip(*taken.values(), strict=True)]
-    bars = [Bar("overhead of a box, median ms", median(overhead), MOST_OVERHEAD)]
+    both = zip(taken["bare python"], taken["box"], strict=True)
+    overhead = [box - plain for plain, box in both]
+    bars = [
+        Bar("overhead of a box, median ms", median(overhead), MOST_OVERHEAD),
+        Bar("two-process grades a second", rates["grade"], LEAST_GRADES, at_least=True),
+    ]
     print_bars(bars)
     content = {
         "rounds": options.rounds,
@@ -71,6 +84,11 @@ def bare() -> None:
 def boxed() -> None:
     outcome = run(("python", *NOTHING))
     assert (outcome.ending, outcome.code) == ("exit", 0), outcome
+
+
+def graded() -> None:
+    verdict = grade(PROGRAM, TESTS)
+    assert verdict.success, verdict
 
 
 def by_turns(ways: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
