@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 
 from opd.errors import DataError
@@ -25,6 +25,11 @@ class Reward(ABC):
 
     def check(self, problem: Problem) -> None:  # noqa: B027 (most problems need no check)
         """Raise ValueError when this reward could judge no response to `problem`."""
+
+    def provenance(self) -> Mapping[str, str]:
+        """What verdicts depend on besides this reward's settings, for every report: the versions of
+        its verifiers, and how programs are confined. Name to value."""
+        return {}
 
 
 class Judge:
