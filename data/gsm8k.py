@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
+from data.cells import identity, text_of
 from opd.privileged import Privileged, Problem
 from opd.problems import Row
 from opd.types import Message, Prompt
@@ -24,7 +24,7 @@ def problem(row: Row) -> Problem:
     answer = final.strip().replace(",", "")
     return Problem(
         Prompt(
-            id=f"gsm8k-{hashlib.sha256(question.encode()).hexdigest()[:12]}",
+            id=identity("gsm8k", question),
             messages=(Message("user", f"{question}\n\n{INSTRUCTION}"),),
         ),
         Privileged(
@@ -33,10 +33,3 @@ def problem(row: Row) -> Problem:
             demonstration=f"{solution}\nThe final answer is \\boxed{{{answer}}}.",
         ),
     )
-
-
-def text_of(row: Row, column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"column {column!r} holds no text")
-    return value.strip()

@@ -122,7 +122,9 @@ def value_of(hint: object, tree: object, where: str) -> object:
     if kind is Annotated:
         return value_of(arguments[0], tree, where)
     if kind in (Union, UnionType):
-        (inner,) = (argument for argument in arguments if argument is not NoneType)
+        if isinstance(tree, str) and str in arguments:
+            return tree
+        (inner,) = (argument for argument in arguments if argument not in (NoneType, str))
         return None if tree is None else value_of(inner, tree, where)
     if kind in (list, tuple, Sequence):
         if not is_list(tree):

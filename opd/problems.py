@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Annotated, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
-from opd.config import callable_named, locate, nearest, part
+from opd.config import build, callable_named, locate, nearest, part
 from opd.errors import DataError, RecipeError
 from opd.privileged import Problem
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, object]
 """One row of a dataset: column to value."""
@@ -22,10 +28,27 @@ Row = Mapping[str, object]
 Numbered = tuple[int, Row]
 """A row and its number, from 1; in JSON Lines the number of its line."""
 
-Adapter = Callable[[Row], Problem]
-"""Makes a problem of a row; raises KeyError for a missing column, ValueError for a wrong one."""
+Refusal = Callable[[DataError], None]
+"""What becomes of a fault that is one row's: it is raised, or it is kept and the row left."""
 
 FILE_TYPES = (".jsonl", ".json", ".parquet")
+
+VERBATIM_LENGTH = 60
+"""Characters from which on a privileged text that stands in a prompt stands there by mistake."""
+
+
+class Adapter(ABC):
+    """Makes problems of rows. One without settings may be a plain function."""
+
+    @abstractmethod
+    def __call__(self, row: Row) -> Problem:
+        """The problem of a row. Raises KeyError for a missing column, ValueError for a wrong one,
+        LeftOut for a row that a setting of the adapter leaves out."""
+
+
+class LeftOut(Exception):
+    """A row that the adapter's own settings leave out; it says why, in the same words for every
+    such row."""
 
 
 @part
@@ -34,69 +57,173 @@ class Dataset:
 
     dataset: str
     """A .jsonl, .json or .parquet file, or the name of a hub dataset."""
-    adapter: str
-    """`package.module:function` that makes a Problem of a row."""
+    adapter: str | Adapter
+    """`package.module:function` that makes a Problem of a row, or an Adapter with its settings."""
     subset: str | None = None
     """Which of a hub dataset's subsets, where it has several; a file has none."""
     split: str = "train"
     """Which split of a hub dataset; a file is one split."""
+    revision: str | None = None
+    """Which commit of a hub dataset; a file has none."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """What a file's bytes must hash to; `opd data check` prints it."""
     where: dict[str, str | int] = field(default_factory=dict)
     """Column to the value that a row must have there to be taken."""
+    repeated: Literal["refuse", "take_agreed"] = "refuse"
+    """What becomes of problems with one id: none is taken, or the first of those whose answers all
+    agree, letter by letter; where they do not agree none is."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Problems at most, from the first row on."""
 
     def problems(self) -> tuple[Problem, ...]:
         """All problems, in the order of their rows. Raises DataError with file, row and column."""
-        adapt = cast("Adapter", callable_named(self.adapter, "adapter"))
-        rows = list(islice(self.rows(), None if self.where else self.limit))
-        if not rows:
-            raise DataError(f"{self.dataset}: there are no rows; give a dataset that has some")
-        chosen = matching(rows, self.where, self.dataset)[: self.limit]
-        problems = {n: adapted(adapt, row, f"{self.dataset}, row {n}") for n, row in chosen}
-        refuse_repeated_ids(problems, self.dataset)
+        left_out: Counter[str] = Counter()
+        problems = dict(self.limited(self.numbered_problems(left_out)))
+        if self.repeated == "refuse":
+            refuse_repeated_ids(problems, self.dataset)
+        else:
+            taken = agreed(problems)
+            left_out["another row asks the same"] = len(problems) - len(taken)
+            problems = dict(islice(taken.items(), self.limit))
+        for reason, count in left_out.items():
+            if count:
+                logger.warning("%s: %d rows are left out: %s", self.dataset, count, reason)
+        if not problems:
+            raise DataError(f"{self.dataset}: every row is left out; change what leaves them out")
         return tuple(problems.values())
 
-    def rows(self) -> Iterator[Numbered]:
+    def limited(self, problems: Iterable[tuple[int, Problem]]) -> Iterable[tuple[int, Problem]]:
+        """The problems up to the limit, where no later row can change what is taken."""
+        return islice(problems, self.limit) if self.repeated == "refuse" else problems
+
+    def numbered_problems(
+        self, left_out: Counter[str], refuse: Refusal | None = None
+    ) -> Iterator[tuple[int, Problem]]:
+        """Row number and problem of every row that is taken; `left_out` counts by reason those that
+        the adapter leaves out, `refuse` is told of those that cannot be read."""
+        adapt = adapter_named(self.adapter)
+        for number, row in self.chosen_rows(refuse):
+            try:
+                yield number, adapted(adapt, row, f"{self.dataset}, row {number}")
+            except LeftOut as reason:
+                left_out[str(reason)] += 1
+            except DataError as fault:
+                (refuse or raised)(fault)
+
+    def chosen_rows(self, refuse: Refusal | None = None) -> Iterator[Numbered]:
+        """The rows that hold every value of `where`; there is at least one."""
+        rows = self.rows(refuse)
+        if self.where:
+            rows = iter(matching(list(rows), self.where, self.dataset))
+        first = next(rows, None)
+        if first is None and refuse is None:
+            raise DataError(f"{self.dataset}: there are no rows; give a dataset that has some")
+        if first is not None:
+            yield first
+        yield from rows
+
+    def rows(self, refuse: Refusal | None = None) -> Iterator[Numbered]:
         """The rows of the file or hub dataset."""
+        path = self.file
+        if path is None:
+            return self.hub_rows()
+        self.check_hash(path)
+        return read_rows(path, self.dataset, refuse or raised)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds the rows, None for a hub dataset. Raises DataError when a file is
+        named and there is none."""
         path = Path(locate(self.dataset))
         if path.suffix not in FILE_TYPES and not path.exists():
-            return self.hub_rows()
+            return None
         if path.suffix not in FILE_TYPES or path.is_dir():
             known = ", ".join(FILE_TYPES)
             raise DataError(f"{self.dataset}: is no file of rows; give one that ends in {known}")
         if not path.exists():
             raise DataError(f"{self.dataset}: there is no such file; correct the path")
-        return read_rows(path, self.dataset)
+        return path
+
+    def check_hash(self, path: Path) -> None:
+        """Raise DataError when the file is not the one whose hash was recorded."""
+        if self.sha256 is None:
+            return
+        found = sha256_of(path)
+        if found != self.sha256:
+            raise DataError(
+                f"{self.dataset}: its sha256 begins with {found[:12]}, and that on record with "
+                f"{self.sha256[:12]}; fetch the file on record, or record the new hash if the "
+                "change is meant"
+            )
 
     def hub_rows(self) -> Iterator[Numbered]:
+        if self.sha256 is not None:
+            raise DataError(
+                f"{self.dataset}: a sha256 is of a file, and this is none; pin a hub dataset by "
+                "its revision, or correct the path"
+            )
         # Imported here because it takes seconds, and local files do without it.
         from datasets import load_dataset
 
         try:
-            rows = load_dataset(self.dataset, self.subset, split=self.split)
+            rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision)
         except (OSError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise DataError(
                 f"{self.dataset}: is no file here, and the hub does not give it ({cause}); "
-                "check the name, subset, split and connection"
+                "check the name, subset, split, revision and connection"
             ) from None
         return enumerate(cast("Iterable[Row]", rows), start=1)
 
 
-def read_rows(path: Path, name: str) -> Iterator[Numbered]:
+def adapter_named(adapter: str | Adapter) -> Callable[[Row], Problem]:
+    """The function or part that `adapter` names, or the part that it is."""
+    if isinstance(adapter, Adapter):
+        return adapter
+    found = callable_named(adapter, "adapter")
+    if isinstance(found, type) and issubclass(found, Adapter):
+        return build(Adapter, {"name": adapter}, "adapter")
+    return cast("Callable[[Row], Problem]", found)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def raised(fault: DataError) -> None:
+    """A fault that nobody keeps."""
+    raise fault
+
+
+def read_rows(path: Path, name: str, refuse: Refusal) -> Iterator[Numbered]:
     """The rows of a local file; `name` stands for it in errors."""
     if path.suffix == ".jsonl":
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    place = f"{name}, row {number}"
-                    yield number, as_row(parsed_json(line, place), place)
+                    yield from one_row(line, parsed_json, (name, number), refuse)
         return
     rows = parsed_json(path.read_bytes(), name) if path.suffix == ".json" else read_parquet(path)
     if not isinstance(rows, list):
         raise DataError(f"{name}: holds no list of rows; make it a JSON list of objects")
     for number, row in enumerate(cast("list[object]", rows), start=1):
-        yield number, as_row(row, f"{name}, row {number}")
+        yield from one_row(row, lambda value, _: value, (name, number), refuse)
+
+
+def one_row(
+    value: Any, parse: Callable[[Any, str], object], at: tuple[str, int], refuse: Refusal
+) -> Iterator[Numbered]:
+    """The row that stands there, if it is one."""
+    name, number = at
+    place = f"{name}, row {number}"
+    try:
+        row = as_row(parse(value, place), place)
+    except DataError as fault:
+        refuse(fault)
+        return
+    yield number, row
 
 
 def read_parquet(path: Path) -> object:
@@ -138,7 +265,7 @@ def matching(rows: Sequence[Numbered], where: Mapping[str, str | int], name: str
     return matches
 
 
-def adapted(adapt: Adapter, row: Row, place: str) -> Problem:
+def adapted(adapt: Callable[[Row], Problem], row: Row, place: str) -> Problem:
     """The problem that the adapter makes of a row."""
     try:
         problem = adapt(row)
@@ -152,7 +279,7 @@ def adapted(adapt: Adapter, row: Row, place: str) -> Problem:
 
 
 def check_prompt(problem: Problem) -> None:
-    """Raise ValueError or TypeError for what no student could be asked."""
+    """Raise ValueError or TypeError for what no student could or should be asked."""
     if not isinstance(problem, Problem):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"the adapter returns {type(problem).__name__}, not Problem")
     messages = problem.prompt.messages
@@ -162,6 +289,10 @@ def check_prompt(problem: Problem) -> None:
         raise ValueError("the question is empty")
     for message in messages:
         message.content.encode()  # a lone surrogate, which no tokenizer takes, fails here
+    for name in ("solution", "demonstration"):
+        text: str = (getattr(problem.privileged, name) or "").strip()
+        if len(text) >= VERBATIM_LENGTH and any(text in message.content for message in messages):
+            raise ValueError(f"the prompt holds the whole {name}")
 
 
 def refuse_repeated_ids(problems: Mapping[int, Problem], name: str) -> None:
@@ -172,8 +303,21 @@ def refuse_repeated_ids(problems: Mapping[int, Problem], name: str) -> None:
         if first != number:
             raise DataError(
                 f"{name}, row {number}: has the id {problem.prompt.id!r} of row {first}; "
-                "remove one of the two"
+                "remove one of the two, or set repeated to take_agreed"
             )
+
+
+def agreed(problems: dict[int, Problem]) -> dict[int, Problem]:
+    """The first problem of every id whose problems all have one answer."""
+    answers: dict[str, set[str | None]] = {}
+    for problem in problems.values():
+        answers.setdefault(problem.prompt.id, set()).add(problem.privileged.answer)
+    first = {problem.prompt.id: number for number, problem in reversed(problems.items())}
+    return {
+        number: problem
+        for number, problem in problems.items()
+        if first[problem.prompt.id] == number and len(answers[problem.prompt.id]) == 1
+    }
 
 
 @dataclass(frozen=True, repr=False)

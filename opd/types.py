@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd.head import Head
 
+Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "abort"]
 Status = Literal["pass", "fail", "no_answer", "no_verdict"]
 
@@ -24,7 +25,7 @@ Status = Literal["pass", "fail", "no_answer", "no_verdict"]
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
