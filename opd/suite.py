@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -13,10 +13,10 @@ from pydantic import Field
 
 from opd.config import RECIPES, build, dump, load_recipe, part
 from opd.errors import DataError, RecipeError
-from opd.evaluation.candidate import Serving, file_hash
+from opd.evaluation.candidate import Serving
 from opd.evaluation.collect import Task
 from opd.evaluation.evaluator import Benchmark
-from opd.problems import Dataset
+from opd.problems import Dataset, sha256_of
 from opd.recipe import Recipe
 from opd.reward import Judge, Reward
 from opd.rollout.endpoint import Endpoint
@@ -30,10 +30,8 @@ SUITES = RECIPES / "suites"
 class Entry(Dataset):
     """One benchmark of a suite; what it leaves out is the suite's."""
 
-    file: str | None = None
-    """Its name below the folder of `--files`, where it may lie."""
-    sha256: str | None = None
-    """Of that file; another one is refused."""
+    filename: str | None = None
+    """Its name below the folder of `--files`; then `sha256` is this file's."""
     reward: Reward | None = None
     samples: Annotated[int, Field(gt=0)] | None = None
     sampling: dict[str, int | float] = field(default_factory=dict)
@@ -88,36 +86,34 @@ class Suite:
         assert reward is not None, "a suite is refused where a benchmark has no reward"
         return reward
 
-    def found_in(self, folder: Path) -> tuple[Suite, list[str]]:
-        """This suite on the files below `folder`, and the names of the benchmarks that have none
-        there. Raises DataError where no file is there, or one is not the known one."""
+    def read_from(self, folder: Path) -> Suite:
+        """The benchmarks whose files lie below `folder`. Raises DataError where none does."""
         if not folder.is_dir():
             raise DataError(f"--files {folder}: is no folder; give the one that holds the files")
-        present: dict[str, Entry] = {}
-        for name, entry in self.benchmarks.items():
-            path = folder / (entry.file or "")
-            if entry.file is not None and path.is_file():
-                check_hash(name, path, entry.sha256)
-                present[name] = replace(entry, dataset=str(path), subset=None)
+        known = {n: folder / e.filename for n, e in self.benchmarks.items() if e.filename}
+        present = {name: path for name, path in known.items() if path.is_file()}
         if not present:
-            wanted = ", ".join(e.file for e in self.benchmarks.values() if e.file) or "no file"
+            wanted = ", ".join(path.name for path in known.values()) or "no file"
             raise DataError(
                 f"--files {folder}: holds no file of the suite, which knows {wanted}; leave "
-                "--files out to take the hub's datasets"
+                "--files out to take the datasets that the suite names"
             )
-        return replace(self, benchmarks=present), [n for n in self.benchmarks if n not in present]
+        entries = {
+            name: replace(self.benchmarks[name], dataset=str(path), subset=None, revision=None)
+            for name, path in present.items()
+        }
+        return replace(self, benchmarks=entries)
+
+    def read_from_the_hub(self) -> Suite:
+        """This suite without the hashes of files that are not read."""
+        entries = {
+            name: entry if entry.filename is None else replace(entry, sha256=None)
+            for name, entry in self.benchmarks.items()
+        }
+        return replace(self, benchmarks=entries)
 
 
-def check_hash(name: str, path: Path, known: str | None) -> None:
-    found = file_hash(path)
-    if known is not None and found != known:
-        raise DataError(
-            f"{path}: is not the known file of {name} (SHA-256 {found[:12]}..., not "
-            f"{known[:12]}...); fetch it again, or set benchmarks.{name}.sha256=null to take it"
-        )
-
-
-def load_suite(name: str, overrides: tuple[str, ...] = ()) -> Suite:
+def load_suite(name: str, overrides: Sequence[str] = ()) -> Suite:
     """The suite with that name or path, or the benchmarks of the recipe that goes by it."""
     is_file = name.endswith((".yaml", ".yml"))
     own = SUITES / f"{name}.yaml"
@@ -151,20 +147,32 @@ def suite_of(recipe: Recipe) -> Suite:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A benchmark of a suite, its rows read; the task holds prompts and a judge, no Problem."""
+class OpenSuite:
+    """A suite whose rows are read; its tasks hold prompts and judges, no Problem."""
 
-    task: Task
-    about: Mapping[str, object]
-    """For the protocol: the dataset and its hash, the adapter, the reward and its versions."""
+    suite: Suite
+    tasks: Mapping[str, Task]
+    """By benchmark, as is the next."""
+    about: Mapping[str, Mapping[str, object]]
+    """For a protocol: dataset and hash, adapter, reward and what its verdicts depend on."""
+    skipped: tuple[str, ...]
+    """Benchmarks whose file is not there."""
 
 
-def open_suite(suite: Suite) -> dict[str, Opened]:
-    """Read every benchmark. Raises DataError with the place of a row that is at fault."""
-    return {name: opened(name, suite) for name in suite.benchmarks}
+def open_suite(suite: Suite, files: Path | None) -> OpenSuite:
+    """Read every benchmark, from the folder `files` where it is given. Raises DataError with the
+    place of a row that is at fault, and for a file that is not the known one."""
+    taken = suite.read_from_the_hub() if files is None else suite.read_from(files)
+    opened = {name: open_task(name, taken) for name in taken.benchmarks}
+    return OpenSuite(
+        taken,
+        {name: task for name, (task, _) in opened.items()},
+        {name: about for name, (_, about) in opened.items()},
+        tuple(name for name in suite.benchmarks if name not in taken.benchmarks),
+    )
 
 
-def opened(name: str, suite: Suite) -> Opened:
+def open_task(name: str, suite: Suite) -> tuple[Task, dict[str, object]]:
     entry, reward = suite.benchmarks[name], suite.reward_of(name)
     try:
         problems = entry.problems()
@@ -172,26 +180,24 @@ def opened(name: str, suite: Suite) -> Opened:
     except DataError as error:
         raise DataError(f"benchmarks.{name}: {error}") from error
     prompts = tuple(problem.prompt for problem in problems)
-    rows = json.dumps([[p.id, [[m.role, m.content] for m in p.messages]] for p in prompts])
+    content = json.dumps([asdict(problem) for problem in problems], sort_keys=True)
     task = Task(
         Benchmark(name, prompts, judge),
         suite.sampling_of(name),
         suite.samples_of(entry),
         suite.greedy,
     )
-    path = Path(entry.dataset)
-    return Opened(
-        task,
-        {
-            "dataset": path.name if path.is_file() else entry.dataset,
-            "subset": entry.subset,
-            "split": None if path.is_file() else entry.split,
-            "sha256": file_hash(path) if path.is_file() else None,
-            "where": dict(entry.where),
-            "problems": len(prompts),
-            "prompts_sha256": hashlib.sha256(rows.encode()).hexdigest(),
-            "adapter": entry.adapter,
-            "reward": dump(reward),
-            "provenance": dict(reward.provenance()),
-        },
-    )
+    path = entry.file
+    return task, {
+        "dataset": entry.dataset if path is None else path.name,
+        "subset": entry.subset,
+        "split": entry.split if path is None else None,
+        "revision": entry.revision,
+        "sha256": None if path is None else sha256_of(path),
+        "where": dict(entry.where),
+        "problems": len(prompts),
+        "problems_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "adapter": dump(entry.adapter),
+        "reward": dump(reward),
+        "provenance": dict(reward.provenance()),
+    }

@@ -7,7 +7,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,13 +61,8 @@ class Candidate(ABC):
         """Prompt and response tokens that it takes together; None where that is not told."""
 
     @abstractmethod
-    def opened(self, serving: Serving, engine: Engine, seed: int) -> Iterator[Drawer]:
-        """A context manager of what draws its responses. Raises EngineError."""
-
-    @property
-    def slug(self) -> str:
-        """The name as one that a folder may have."""
-        return re.sub(r"[^\w.]+", "-", self.name).strip("-.") or "model"
+    def opened(self, serving: Serving, engine: Engine, seed: int) -> AbstractContextManager[Drawer]:
+        """What draws its responses, while the context lasts. Raises EngineError."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +150,7 @@ class Remote(Candidate):
         return {"id": self.name, "served": self.endpoint.model}
 
     def context(self, serving: Serving) -> int | None:
+        self.connect(serving)
         told = self.endpoint.context_length
         known = [length for length in (told, serving.max_length) if length is not None]
         return min(known, default=None)
@@ -187,6 +183,11 @@ def candidate(name: str, endpoint: Endpoint) -> Candidate:
             "give one of these, a hub id, or http://host:port/v1#name"
         )
     return Weights(name, folder)
+
+
+def slug(name: str) -> str:
+    """A model's name as one that a folder may have."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.") or "model"
 
 
 def final_weights(run: Path) -> Path:

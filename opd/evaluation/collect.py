@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from opd.evaluation.evaluator import Benchmark
 from opd.evaluation.transcript import Key, Kind, Sample, Transcript
@@ -38,9 +39,15 @@ class Task:
     def key(self, kind: Kind, ask: Ask) -> Key:
         return self.benchmark.name, kind, ask.prompt.id, ask.index
 
-    def is_complete(self, transcript: Transcript) -> bool:
-        keys = (self.key(kind, ask) for kind, _, asks in self.rounds() for ask in asks)
-        return all(key in transcript.samples for key in keys)
+    def wanted(self) -> list[Key]:
+        """Of every sample that the task asks for."""
+        return [self.key(kind, ask) for kind, _, asks in self.rounds() for ask in asks]
+
+    @property
+    def about(self) -> dict[str, object]:
+        """For a protocol."""
+        how = {"samples": self.samples, "greedy": self.greedy}
+        return {**how, "sampling": asdict(self.sampling)}
 
 
 def collect(
@@ -48,13 +55,12 @@ def collect(
     drawer: Drawer,
     transcript: Transcript,
     chunk: int,
-    advance: Callable[[int], object],
-) -> None:
+) -> Iterator[int]:
     """Draw and judge what `transcript` lacks of `task`, `chunk` responses at a time.
 
     A chunk always holds the same asks, so that an engine works on the same batches whenever it was
-    killed; of a chunk that was half written only the other half is added. `advance` is told how
-    many responses are there after each chunk.
+    killed; of a chunk that was half written only the other half is added. Yields how many samples
+    each chunk has, when they are on disk.
     """
     for kind, sampling, asks in task.rounds():
         for start in range(0, len(asks), chunk):
@@ -62,7 +68,7 @@ def collect(
             if not all(task.key(kind, ask) in transcript.samples for ask in part):
                 drawn = drawer.each(part, sampling, f"evaluate/{task.benchmark.name}")
                 transcript.append(judged(task, kind, sampling, part, drawn))
-            advance(len(part))
+            yield len(part)
 
 
 def judged(
@@ -90,7 +96,7 @@ def judged(
     ]
 
 
-def outcome(drawn: Drawn, verdict: Verdict) -> dict[str, object]:
+def outcome(drawn: Drawn, verdict: Verdict) -> dict[str, Any]:
     return {
         "tokens": drawn.tokens,
         "finish": drawn.rollout.finish,
@@ -101,7 +107,7 @@ def outcome(drawn: Drawn, verdict: Verdict) -> dict[str, object]:
     }
 
 
-def refusal(unasked: Unasked) -> dict[str, object]:
+def refusal(unasked: Unasked) -> dict[str, Any]:
     return {
         "tokens": 0,
         "finish": unasked.reason,

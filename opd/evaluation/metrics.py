@@ -40,8 +40,8 @@ def mean_over_problems(successes: Sequence[Sequence[bool]]) -> Estimate:
 def share_over_problems(values: Sequence[float], responses: int) -> Estimate:
     """The mean of one value in [0, 1] a problem, which `responses` were drawn for in all.
 
-    Problems are what varies, so pass@k and maj@k get their interval from the spread of the problems'
-    values as avg@k does: about 1.96 standard errors, and more than a point at 0 and 1.
+    Problems are what varies, so pass@k and maj@k get their interval from the spread of these values
+    as avg@k does: about 1.96 standard errors, and more than a point at 0 and 1.
     """
     return wilson(fmean(values), effective_trials(values, responses))
 

@@ -125,7 +125,8 @@ def majority_of(group: Sequence[Sample]) -> float:
 
 
 def names_answers(asked: Sequence[Sample]) -> bool:
-    """Whether the reward writes down what it judges; a right answer without a name shows that not."""
+    """Whether the reward writes down what it judges; one that passes a response and names no
+    answer does not."""
     named = any(sample.answer is not None for sample in asked)
     return named and not any(sample.passed and sample.answer is None for sample in asked)
 

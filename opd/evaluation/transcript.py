@@ -94,8 +94,7 @@ class Transcript:
         rows = (json.dumps(finite(asdict(sample)), ensure_ascii=False) for sample in new)
         text = "".join(f"{row}\n" for row in rows)
         with writing(self.path), self.path.open("ab") as file:
-            # A model may write half a character, which no UTF-8 file can hold.
-            file.write(text.encode("utf-8", errors="replace"))
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         self.samples.update((sample.key, sample) for sample in new)

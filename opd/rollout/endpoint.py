@@ -77,9 +77,7 @@ class Endpoint:
         length = served.get(self.model, {}).get("max_model_len")
         self.context_length = length if isinstance(length, int) else None
 
-    def each(
-        self, asks: Sequence[Ask], sampling: Sampling, occasion: str
-    ) -> list[Drawn | Unasked]:
+    def each(self, asks: Sequence[Ask], sampling: Sampling, occasion: str) -> list[Drawn | Unasked]:
         """What becomes of each ask, in order. Raises EngineError when a request fails as often as
         it may be tried; all others are then dropped."""
         return asyncio.run(self.every(asks, sampling, occasion))
@@ -164,9 +162,7 @@ class Endpoint:
             "check the server, then run the same command to go on"
         )
 
-    async def post(
-        self, client: AsyncClient, body: dict[str, object]
-    ) -> Mapping[str, Any] | str:
+    async def post(self, client: AsyncClient, body: dict[str, object]) -> Mapping[str, Any] | str:
         """The server's answer, or its words where the prompt does not fit."""
         response = await self.exchanged(client, "POST", "/chat/completions", body)
         if response.status_code == 200:
@@ -235,6 +231,7 @@ class Endpoint:
                 f"usage ({error!r}); use a server that speaks OpenAI's protocol"
             ) from None
         text = f"<think>{thoughts}</think>{content}" if thoughts else content
+        text = text.encode(errors="replace").decode()  # no file can hold half a character
         rollout = Rollout(
             prompt=prompt,
             prompt_ids=(),

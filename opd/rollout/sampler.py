@@ -45,9 +45,7 @@ class Unasked:
 class Drawer(Protocol):
     """All that an evaluation needs of a model: an engine in this process, or an endpoint."""
 
-    def each(
-        self, asks: Sequence[Ask], sampling: Sampling, occasion: str
-    ) -> list[Drawn | Unasked]:
+    def each(self, asks: Sequence[Ask], sampling: Sampling, occasion: str) -> list[Drawn | Unasked]:
         """What becomes of each ask, in order; nothing but the seed, the prompt, its index and
         `occasion` decides a draw. Raises EngineError when the model cannot be reached."""
         ...
@@ -81,9 +79,7 @@ class Sampler:
         drawn = iter(self.drawn(asks, rendered, sampling, occasion))
         return [[next(drawn).rollout for _ in range(count)] for _ in prompts]
 
-    def each(
-        self, asks: Sequence[Ask], sampling: Sampling, occasion: str
-    ) -> list[Drawn | Unasked]:
+    def each(self, asks: Sequence[Ask], sampling: Sampling, occasion: str) -> list[Drawn | Unasked]:
         """What becomes of each ask, with the seeds that `draw` gives."""
         rendered: dict[Prompt, tuple[int, ...]] = {}
         refused: dict[Prompt, DataError] = {}
