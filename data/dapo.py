@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+from data.boxed import INSTRUCTION
 from data.cells import answer_of, identity, messages_of
-from data.gsm8k import INSTRUCTION
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, Row

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from data.boxed import INSTRUCTION
 from data.cells import after_thinking, answer_of, identity, text_of
-from data.gsm8k import INSTRUCTION
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, Row

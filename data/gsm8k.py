@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-from data.cells import identity, text_of
+from data.boxed import boxed_prompt
+from data.cells import text_of
 from opd.privileged import Privileged, Problem
 from opd.problems import Row
-from opd.types import Message, Prompt
 
-INSTRUCTION = "Reason step by step, and put your final answer within \\boxed{}."
 CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -23,10 +22,7 @@ def problem(row: Row) -> Problem:
     solution = CALCULATION.sub("", steps).strip()
     answer = final.strip().replace(",", "")
     return Problem(
-        Prompt(
-            id=identity("gsm8k", question),
-            messages=(Message("user", f"{question}\n\n{INSTRUCTION}"),),
-        ),
+        boxed_prompt("gsm8k", question),
         Privileged(
             solution=solution,
             answer=answer,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from data.boxed import INSTRUCTION
 from data.cells import identity, messages_of, text_of
-from data.gsm8k import INSTRUCTION
 from opd.config import part
 from opd.privileged import Privileged, Problem
 from opd.problems import Adapter, LeftOut, Row

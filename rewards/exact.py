@@ -42,9 +42,9 @@ def compared(given: str | None, right: str, rollout: Rollout) -> Verdict:
     return Verdict("pass", 1.0) if given == right else wrong(given)
 
 
-def wrong(given: str) -> Verdict:
+def wrong(given: str, fault: str = "is wrong") -> Verdict:
     cut = given[:QUOTED_CHARACTERS] + ("..." if len(given) > QUOTED_CHARACTERS else "")
-    return Verdict("fail", 0.0, f"Your answer {cut!r} is wrong.")
+    return Verdict("fail", 0.0, f"Your answer {cut!r} {fault}.")
 
 
 def unanswered(rollout: Rollout) -> Verdict:

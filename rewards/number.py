@@ -50,28 +50,41 @@ def judged(given: str | None, right: Fraction | None, rollout: Rollout) -> Verdi
 
 def final_answer(rollout: Rollout) -> str | None:
     """What the response gives as its answer, or None."""
-    text = rollout.text.rpartition("</think>")[2]
-    if "\\boxed" in text:
-        return last_box(text)
+    text = said(rollout.text)
+    return last_box(text) if "\\boxed" in text else stated(text, rollout.finish == "length")
+
+
+def said(text: str) -> str:
+    """A response without its thinking."""
+    return text.rpartition("</think>")[2]
+
+
+def stated(text: str, was_cut: bool) -> str | None:
+    """The answer of a text without a box: what stands after the last "####", else the last number,
+    unless the text was cut before its end."""
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0]
-    if rollout.finish == "length":
-        return None
-    return next(reversed(IN_PROSE.findall(text)), None)
+    return None if was_cut else next(reversed(IN_PROSE.findall(text)), None)
 
 
 def last_box(text: str) -> str | None:
     r"""What stands in the \boxed{...} that opens last among those that are closed."""
+    found = boxes(text)
+    return text[slice(*max(found))].strip() if found else None
+
+
+def boxes(text: str) -> list[tuple[int, int]]:
+    r"""Where the content of every closed \boxed{...} starts and ends, in the order of the ends."""
+    found: list[tuple[int, int]] = []
     opened: list[int | None] = []
-    start, end = -1, -1
     for brace in BRACES.finditer(text):
         if brace[0] == "}":
             box = opened.pop() if opened else None
-            if box is not None and box > start:
-                start, end = box, brace.start()
+            if box is not None:
+                found.append((box, brace.start()))
         elif brace[0] not in ("\\{", "\\}"):
             opened.append(None if brace[0] == "{" else brace.end())
-    return text[start:end].strip() if end >= 0 else None
+    return found
 
 
 def number(text: str) -> Fraction | None:

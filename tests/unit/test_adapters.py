@@ -17,7 +17,7 @@ from pyarrow import parquet
 from data.columns import Columns
 from data.dapo import AFTER, BEFORE, DAPO
 from data.deepmath import DeepMath
-from data.gsm8k import INSTRUCTION
+from data.boxed import INSTRUCTION
 from data.gsm8k import problem as gsm8k
 from data.openmathreasoning import OpenMathReasoning
 from data.openthoughts import Conversations, OpenThoughts

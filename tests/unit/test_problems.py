@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from opd.config import RECIPES
+from opd.config import RECIPES, build, dump, part
 from opd.errors import DataError, RecipeError
 from opd.privileged import Privileged, Problem
-from opd.problems import Dataset, Row, Stream
+from opd.problems import VERBATIM_LENGTH, Adapter, Dataset, LeftOut, Row, Stream
 from opd.types import Message, Prompt
 
 ROWS: list[Row] = [
@@ -39,6 +42,29 @@ def lower(row: Row) -> Problem:
 
 def written_by_assistant(row: Row) -> Problem:
     return Problem(Prompt("a", (Message("assistant", "2"),)), Privileged())
+
+
+@part
+class Twice(Adapter):
+    """An adapter with a setting."""
+
+    times: int = 2
+
+    def __call__(self, row: Row) -> Problem:
+        if row.get("level") == self.times:
+            raise LeftOut("the level is the setting's")
+        return adapter({**row, "question": str(row["question"]) * self.times})
+
+
+def answering(row: Row) -> Problem:
+    """The id is the question, as it is for real adapters."""
+    prompt = Prompt(str(row["question"]), (Message("user", str(row["question"])),))
+    return Problem(prompt, Privileged(answer=str(row["id"])))
+
+
+def telling(row: Row) -> Problem:
+    made = adapter(row)
+    return replace(made, privileged=replace(Privileged(), **{str(row["family"]): row["question"]}))
 
 
 def plain(row: Row) -> str:
@@ -182,6 +208,101 @@ def test_an_unknown_adapter_is_the_recipes_fault(tmp_path: Path):
     path = lines(tmp_path / "rows.jsonl", *ROWS)
     with pytest.raises(RecipeError, match="did you mean 'adapter'"):
         dataset(path, "adaptor").problems()
+
+
+def test_an_adapter_is_a_function_or_a_part_with_settings(tmp_path: Path):
+    path = lines(tmp_path / "rows.jsonl", *ROWS)
+    name = f"{__name__}:Twice"
+    for tree, asked in (
+        (f"{__name__}:adapter", "1+1"),
+        (name, "1+11+1"),
+        ({"name": name}, "1+11+1"),
+        ({"name": name, "times": 3}, "1+11+11+1"),
+    ):
+        made = build(Dataset, {"dataset": str(path), "adapter": tree})
+        assert made.problems()[0].prompt.question == asked
+        assert build(Dataset, dump(made)) == made
+    with pytest.raises(RecipeError, match=r"^adapter\.time: Twice has no such key; did you mean"):
+        build(Dataset, {"dataset": str(path), "adapter": {"name": name, "time": 3}})
+    with pytest.raises(RecipeError, match=r"^adapter: .*:Stream' is no Adapter"):
+        build(Dataset, {"dataset": str(path), "adapter": {"name": f"{__name__}:Stream"}})
+
+
+def test_rows_that_an_adapter_leaves_out_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = lines(tmp_path / "rows.jsonl", ROWS[2], *ROWS[:2])
+    with caplog.at_level(logging.WARNING):
+        assert ids(dataset(path, "Twice").problems()) == ["a", "b"]
+    assert f"{path}: 1 rows are left out: the level is the setting's" in caplog.text
+    assert ids(dataset(path, "Twice", limit=1).problems()) == ["a"]
+    with pytest.raises(DataError, match="every row is left out"):
+        dataset(lines(path, ROWS[2]), "Twice").problems()
+
+
+def test_problems_that_repeat_are_taken_once_where_their_answers_agree(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = [{"question": q, "id": a} for q, a in zip("aabcbc", "110232", strict=True)]
+    path = lines(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(DataError, match=r"row 2: has the id 'a' of row 1; .*take_agreed"):
+        dataset(path, "answering").problems()
+    with caplog.at_level(logging.WARNING):
+        made = dataset(path, "answering", repeated="take_agreed").problems()
+    assert [(problem.prompt.id, problem.privileged.answer) for problem in made] == [
+        ("a", "1"),
+        ("c", "2"),
+    ]
+    assert "4 rows are left out: another row asks the same" in caplog.text
+    assert ids(dataset(path, "answering", repeated="take_agreed", limit=1).problems()) == ["a"]
+
+
+def test_a_file_is_the_one_on_record(tmp_path: Path):
+    path = lines(tmp_path / "rows.jsonl", *ROWS)
+    recorded = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert ids(dataset(path, sha256=recorded).problems()) == ["a", "b", "c"]
+    lines(path, *reversed(ROWS))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DataError) as refused:
+        dataset(path, sha256=recorded, limit=1).problems()
+    assert str(refused.value) == (
+        f"{path}: its sha256 begins with {found[:12]}, and that on record with {recorded[:12]}; "
+        "fetch the file on record, or record the new hash if the change is meant"
+    )
+    with pytest.raises(DataError, match="someone/nothing: a sha256 is of a file, and this is none"):
+        dataset("someone/nothing", sha256=recorded).problems()
+    with pytest.raises(RecipeError, match="sha256"):
+        build(Dataset, {"dataset": "x", "adapter": "x:y", "sha256": recorded[:12]})
+
+
+def test_a_hub_dataset_is_read_at_its_revision(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(name: str, subset: str | None, **options: object) -> list[Row]:
+        asked.update(options, name=name, subset=subset)
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    made = dataset("someone/sums", split="test", revision="0a1b2c").problems()
+    assert ids(made) == ["a", "b", "c"]
+    assert asked == {
+        **{"name": "someone/sums", "subset": None},
+        **{"split": "test", "revision": "0a1b2c"},
+    }
+
+
+@pytest.mark.parametrize("field", ["solution", "demonstration"])
+def test_a_prompt_that_holds_the_solution_is_refused(tmp_path: Path, field: str):
+    row = {"id": "a", "family": field}
+    for length, fits in ((VERBATIM_LENGTH, False), (VERBATIM_LENGTH - 1, True)):
+        path = lines(tmp_path / "rows.jsonl", {**row, "question": "x" * length})
+        if fits:
+            assert ids(dataset(path, "telling").problems()) == ["a"]
+            continue
+        with pytest.raises(DataError, match=f"row 1: the prompt holds the whole {field};"):
+            dataset(path, "telling").problems()
 
 
 def stream(count: int, seed: int = 0) -> Stream:
