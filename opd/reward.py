@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
+from typing import ClassVar, TypeVar
 
-from opd.errors import DataError
+from opd.errors import DataError, SandboxError
 from opd.privileged import Problem
 from opd.types import Rollout, Verdict
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 
 class Reward(ABC):
     """Compares responses with the privileged side of their problem."""
+
+    concurrency: ClassVar[int] = 1
+    """How many problems are judged at once, each in a thread of its own. More than 1 helps a reward
+    that waits for other processes, and asks of it to be safe from any thread."""
 
     @abstractmethod
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
@@ -42,24 +51,45 @@ class Judge:
         """Raises DataError for a problem that the reward cannot judge."""
         self._reward = reward
         self._problems = {problem.prompt.id: problem for problem in problems}
-        for name, problem in self._problems.items():
-            try:
-                reward.check(problem)
-            except ValueError as error:
-                kind = type(reward).__name__
-                raise DataError(f"problem {name!r}: {kind} cannot judge it: {error}") from None
+        self._mapped(self._check, list(self._problems.values()))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """One verdict a rollout, in order. A reward that fails gives `no_verdict`, never a zero:
-        the fault is the grader's, not the student's."""
+        the fault is the grader's, not the student's. Raises DataError for a rollout of no problem
+        here, and SandboxError where no program can be run."""
         places: dict[str, list[int]] = {}
         for place, rollout in enumerate(rollouts):
             places.setdefault(rollout.prompt.id, []).append(place)
+        groups = [
+            (self._problem(name), [rollouts[place] for place in group])
+            for name, group in places.items()
+        ]
+        judged = self._mapped(lambda group: self._judged(*group), groups)
         verdicts: dict[int, Verdict] = {}
-        for name, group in places.items():
-            judged = self._judged(self._problem(name), [rollouts[place] for place in group])
-            verdicts.update(zip(group, judged, strict=True))
+        for group, found in zip(places.values(), judged, strict=True):
+            verdicts.update(zip(group, found, strict=True))
         return [verdicts[place] for place in range(len(rollouts))]
+
+    def _mapped(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+        """What `function` makes of each item, in order, as many at once as the reward allows. The
+        first item that raises, in order, is the one that is heard of."""
+        workers = min(self._reward.concurrency, len(items))
+        if workers <= 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(workers, thread_name_prefix="judge") as pool:
+            try:
+                return list(pool.map(function, items))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _check(self, problem: Problem) -> None:
+        try:
+            self._reward.check(problem)
+        except ValueError as error:
+            kind = type(self._reward).__name__
+            name = problem.prompt.id
+            raise DataError(f"problem {name!r}: {kind} cannot judge it: {error}") from None
 
     def _problem(self, name: str) -> Problem:
         if name not in self._problems:
@@ -71,6 +101,8 @@ class Judge:
             verdicts = self._reward(problem, rollouts)
             if len(verdicts) != len(rollouts) or not all(isfinite(v.reward) for v in verdicts):
                 raise ValueError("verdicts are missing, too many or not finite")
+        except SandboxError:
+            raise
         except Exception as error:
             if len(rollouts) > 1:
                 return [
