@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opd.errors import OpdError
+from opd.errors import DataError, OpdError
 
 if TYPE_CHECKING:
     from opd.recipe import Recipe
 
 OVERRIDES = "changes to the recipe, such as steps=20 or teacher.weights=EMA"
+
+DATASET_KEYS = "other keys of a recipe's dataset, such as split=test or where.domain=math"
+AGAINST = "evaluation sets, which should share no question with it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +92,17 @@ def parser() -> argparse.ArgumentParser:
     )
     report = verb("report", run_report, "one HTML page from a run's own files")
     report.add_argument("folder", type=Path, help="the run's folder")
+    data = verb("data", run_data_check, "what may be wrong with a dataset")
+    check = data.add_subparsers(required=True, metavar="VERB").add_parser(
+        "check", help="rows, lengths, answers, repeats, and overlap with evaluation sets"
+    )
+    check.add_argument("dataset", help="a file of rows, or the name of a hub dataset")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help=DATASET_KEYS)
+    check.add_argument("--adapter", help="module:function, or {name: module:Class, key: value}")
+    check.add_argument("--reward", help="a reward that must be able to use every answer")
+    check.add_argument("--model", help="whose tokens lengths are counted in")
+    check.add_argument("--against", nargs="+", default=[], metavar="[ADAPTER=]FILE", help=AGAINST)
+    check.add_argument("--words", type=int, default=13, help="in a row that make an overlap")
     doctor = verb("doctor", run_doctor, "what this machine can do")
     doctor.add_argument("model", nargs="?", help="a model folder or hub id to check")
     return top
@@ -177,6 +191,24 @@ def run_report(options: argparse.Namespace) -> int:
 
     print(f"report: {write_report(options.folder)}")
     return 0
+
+
+def run_data_check(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from opd.audit import check_data
+
+    could_begin = check_data(
+        Console(),
+        options.dataset,
+        adapter=options.adapter,
+        overrides=options.overrides,
+        reward=options.reward,
+        model=options.model,
+        against=options.against,
+        words=options.words,
+    )
+    return 0 if could_begin else DataError.exit_code
 
 
 def run_doctor(options: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ Row = Mapping[str, object]
 Numbered = tuple[int, Row]
 """A row and its number, from 1; in JSON Lines the number of its line."""
 
-Refusal = Callable[[DataError], None]
-"""What becomes of a fault that is one row's: it is raised, or it is kept and the row left."""
+Refusal = Callable[[int, DataError], None]
+"""What becomes of the fault of one row: it is raised, or it is kept and the row passed over."""
 
 FILE_TYPES = (".jsonl", ".json", ".parquet")
 
@@ -108,7 +108,7 @@ class Dataset:
             except LeftOut as reason:
                 left_out[str(reason)] += 1
             except DataError as fault:
-                (refuse or raised)(fault)
+                (refuse or raised)(number, fault)
 
     def chosen_rows(self, refuse: Refusal | None = None) -> Iterator[Numbered]:
         """The rows that hold every value of `where`; there is at least one."""
@@ -192,7 +192,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def raised(fault: DataError) -> None:
+def raised(number: int, fault: DataError) -> None:
     """A fault that nobody keeps."""
     raise fault
 
@@ -221,7 +221,7 @@ def one_row(
     try:
         row = as_row(parse(value, place), place)
     except DataError as fault:
-        refuse(fault)
+        refuse(number, fault)
         return
     yield number, row
 
