@@ -27,10 +27,8 @@ NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns"),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box"),
 )
-PRIVILEGES = ("--cap-drop", "ALL", "--new-session")
 LIFETIME = ("--die-with-parent",)
-CLEARED = ("--clearenv",)
-ENVIRONMENT = {
+ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -41,6 +39,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ("null", "zero", "random", "urandom")
+HIDDEN = ("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
+"""The first process of a box has none of the program's limits; /proc would let it be written to."""
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """
@@ -72,10 +72,10 @@ def command(
     """
     entry, sources = crossing()
     return [
-        *(*entry, executable("bwrap"), *NAMESPACES, *PRIVILEGES, *LIFETIME, *CLEARED),
-        *(word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)),
+        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
         *system(),
         *("--proc", "/proc"),
+        *HIDDEN,
         *devices(),
         # before the interpreter, which may live in /tmp
         *scratch(limits.disk),

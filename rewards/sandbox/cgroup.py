@@ -67,6 +67,7 @@ class Groups:
     """The groups of this process; an empty one is taken again, since making them is slow."""
 
     parents: tuple[Path, ...]
+    owner: int
     free: list[Group] = field(default_factory=list)
     made: list[Group] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
@@ -80,7 +81,7 @@ class Groups:
         return group
 
     def _make(self) -> Group:
-        name = f"{PREFIX}{os.getpid()}-{next(self.numbers)}"
+        name = f"{PREFIX}{self.owner}-{next(self.numbers)}"
         group = Group(tuple(parent / name for parent in self.parents))
         for folder in group.folders:
             folder.mkdir(exist_ok=True)
@@ -98,8 +99,10 @@ class Groups:
             self.free.append(group)
 
     def remove(self) -> None:
-        for group in self.made:
-            group.remove()
+        """At the end of the process that made them, not of one that it forked."""
+        if os.getpid() == self.owner:
+            for group in self.made:
+                group.remove()
 
 
 @cache
@@ -109,7 +112,7 @@ def groups(process: int) -> Groups | None:
     parents = version_2() or version_1()
     if parents is None:
         return None
-    found = Groups(parents)
+    found = Groups(parents, process)
     try:
         sweep(parents)
         found.give_back(found.take(Limits()))

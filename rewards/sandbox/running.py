@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rewards.sandbox.cgroup import Group, groups
-from rewards.sandbox.isolation import Otherwise, isolation
 from rewards.sandbox.limits import Ending, Limits, Outcome
 from rewards.sandbox.spawn import HIGH, Job, Spawned, spawn
 
@@ -32,40 +31,6 @@ NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 NO_DESCRIPTORS: Mapping[int, int] = MappingProxyType({})
 
 
-def run(
-    command: Sequence[str],
-    *,
-    files: Mapping[str, bytes] = NO_FILES,
-    stdin: bytes = b"",
-    limits: Limits | None = None,
-    otherwise: Otherwise = "refuse",
-) -> Outcome:
-    """`start` and wait."""
-    return start(command, files=files, stdin=stdin, limits=limits, otherwise=otherwise).wait()
-
-
-def start(
-    command: Sequence[str],
-    *,
-    files: Mapping[str, bytes] = NO_FILES,
-    stdin: bytes = b"",
-    limits: Limits | None = None,
-    descriptors: Mapping[int, int] = NO_DESCRIPTORS,
-    otherwise: Otherwise = "refuse",
-) -> Running:
-    """Start a program that nobody trusts, from any thread.
-
-    `command` may begin with "python": the interpreter that runs us, with its packages. `files` lie
-    in its working directory, where it can write nothing. `stdin` is a file too. `descriptors`: the
-    number inside to one of ours, copied at once; nothing else is inherited. `otherwise` says what
-    may stand in where bubblewrap does not work. Raises SandboxError when nothing may.
-    """
-    is_boxed = isolation(otherwise).tier == "bwrap"
-    return launch(
-        command, files=files, stdin=stdin, limits=limits, descriptors=descriptors, is_boxed=is_boxed
-    )
-
-
 def launch(
     command: Sequence[str],
     *,
@@ -75,7 +40,7 @@ def launch(
     descriptors: Mapping[int, int] = NO_DESCRIPTORS,
     is_boxed: bool = True,
 ) -> Running:
-    """`start` without asking whether the box holds: for those who test it."""
+    """What `rewards.sandbox.start` does, without asking whether the box holds."""
     if not all(3 <= inside < HIGH for inside in descriptors):
         raise ValueError(f"descriptors inside are {sorted(descriptors)}; give 3 to {HIGH - 1}")
     belongings = ExitStack()
