@@ -20,7 +20,7 @@ from opd.evaluation.collect import Task, collect
 from opd.evaluation.comparison import Evaluation, compare
 from opd.evaluation.folder import claimed, write_once
 from opd.evaluation.score import Score, score
-from opd.evaluation.table import show_comparison, show_provenance, show_scores
+from opd.evaluation.table import show_comparison, show_origin, show_scores
 from opd.evaluation.transcript import Sample, Transcript
 from opd.learner.checkpoint import library_versions
 from opd.recipe import Recipe
@@ -85,8 +85,7 @@ def own_folder(model: str, suite: str) -> Path:
 def shown(model: str, opened: OpenSuite, folder: Path, console: Console) -> Evaluation:
     found = evaluate(candidate(model, opened.suite.endpoint), opened, folder, console)
     show_scores(model, found.scores, console)
-    about: Mapping[str, Any] = found.protocol["benchmarks"]
-    show_provenance({name: row["provenance"] for name, row in about.items()}, console)
+    show_origin(found.protocol["benchmarks"], console)
     console.print(f"{folder / SAMPLES}: every sample", soft_wrap=True)
     console.print(f"{folder / SUMMARY}: all numbers and the protocol", soft_wrap=True)
     return found

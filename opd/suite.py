@@ -178,7 +178,9 @@ def open_task(name: str, suite: Suite) -> tuple[Task, dict[str, object]]:
         problems = entry.problems()
         judge = Judge(reward, problems)
     except DataError as error:
-        raise DataError(f"benchmarks.{name}: {error}") from error
+        raise DataError(
+            f"benchmarks.{name}: {error}; or leave it out with benchmarks.{name}=null"
+        ) from error
     prompts = tuple(problem.prompt for problem in problems)
     content = json.dumps([asdict(problem) for problem in problems], sort_keys=True)
     task = Task(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -110,14 +111,19 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + rest
 
 
-def show_provenance(provenance: Mapping[str, Mapping[str, str]], console: Console) -> None:
-    """What verdicts depend on, each said once."""
-    lines: dict[str, list[str]] = {}
-    for benchmark, found in provenance.items():
-        line = ", ".join(f"{name} {value}" for name, value in found.items())
+def show_origin(about: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """What a benchmark's adapter was told to take, and what verdicts depend on, each said once."""
+    verdicts: dict[str, list[str]] = {}
+    for benchmark, found in about.items():
+        adapter = found["adapter"]
+        settings = adapter if isinstance(adapter, Mapping) else {}
+        told = [f"{k} {v}" for k, v in settings.items() if k != "name" and v is not None]
+        if told:
+            console.print(Text(f"{benchmark}: {', '.join(told)}"), soft_wrap=True)
+        line = ", ".join(f"{name} {value}" for name, value in found["provenance"].items())
         if line:
-            lines.setdefault(line, []).append(benchmark)
-    for line, benchmarks in lines.items():
+            verdicts.setdefault(line, []).append(benchmark)
+    for line, benchmarks in verdicts.items():
         console.print(Text(f"verdicts of {', '.join(benchmarks)}: {line}"), soft_wrap=True)
 
 
