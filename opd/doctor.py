@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from opd.config import locate
+from opd.config import callable_named, locate
 from opd.errors import DataError, OpdError
 from opd.types import Message
 
@@ -41,6 +41,8 @@ OPTIONAL = {
 }
 """Distributions, any of which will do, and what they are for."""
 TINY = "data/tiny"
+SANDBOX = "rewards.sandbox:isolation"
+"""Named, not imported: the core knows no rewards."""
 LEAST_DISK = 2 * 1024**3
 """Bytes that the quickstart's packages and runs take."""
 MARKS = {"ok": ("ok", "green"), "absent": ("-", "dim"), "fault": ("FAULT", "bold red")}
@@ -72,7 +74,7 @@ def diagnose(model: str | None = None) -> list[Check]:
     if all(check.status == "ok" for check in checks):
         checks += [devices(), loads(TINY)]
     checks += [optional(names, purpose) for names, purpose in OPTIONAL.items()]
-    checks += [chromium(), disk(Path.cwd())]
+    checks += [sandbox(), chromium(), disk(Path.cwd())]
     return checks if model is None else [*checks, *chat(model)]
 
 
@@ -140,6 +142,14 @@ def loads(path: str) -> Check:
         reason = str(error).splitlines()[0]
         return Check(path, "fault", f"{reason}; clone again, or run scripts/make_tiny.py")
     return Check(path, "ok", f"{model.num_parameters():,} parameters")
+
+
+def sandbox() -> Check:
+    """How far away from this machine the programs that a model writes would run."""
+    try:
+        return Check("sandbox", "ok", str(callable_named(SANDBOX, "doctor")()))
+    except OpdError as error:
+        return Check("sandbox", "absent", str(error))
 
 
 def chromium() -> Check:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-sys.path.insert(0, os.getcwd())
-from wire import Channel, Closed, decoded, encoded, plain  # pyright: ignore  # noqa: E402
-
-sys.path.pop(0)
+from wire import FRAME_BYTES, READY, Channel, Closed, decoded, encoded, marked  # pyright: ignore
 
 MESSAGE_CHARACTERS = 500
 
@@ -36,8 +33,6 @@ class Candidate:
 
     def answer(self, request: object) -> object:
         verb, target, *rest = request  # pyright: ignore
-        if target is None or type(target) is str:
-            target = vars(self.module)[target] if target else self.module
         if verb == "call":
             arguments, named = rest
             return target(*arguments, **named)
@@ -49,19 +44,29 @@ class Candidate:
             return getattr(target, *rest)
         return setattr(target, *rest)
 
-    def foreign(self, value: object) -> object:
+    def held(self, place: object) -> object:
+        """What a tester knows by a number, by its name, or as None: the program."""
+        if type(place) is int:
+            return self.kept[place]
+        return vars(self.module)[place] if place else self.module  # pyright: ignore
+
+    def foreign(self, value: object) -> bytes:
+        """A scalar of numpy as the number that it is, and anything else as a handle to it."""
         if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-            return plain(value.item(), self.foreign)  # pyright: ignore
+            return encoded(value.item(), self.foreign)  # pyright: ignore
         self.kept.append(value)
-        tag = "iterator" if hasattr(type(value), "__next__") else "object"
-        return {tag: [len(self.kept) - 1, type(value).__name__]}
+        tag = b"i" if hasattr(type(value), "__next__") else b"o"
+        return marked(tag, [len(self.kept) - 1, type(value).__name__], self.foreign)
 
     def reply(self, work: object) -> bytes:
         """What `work` returns or raises."""
         try:
-            return encoded(["value", work()], self.foreign)  # pyright: ignore
+            frame = encoded([work()], self.foreign)  # pyright: ignore
+            if len(frame) > FRAME_BYTES:
+                raise OverflowError(f"a value takes {len(frame)} bytes, over {FRAME_BYTES}")
+            return frame
         except BaseException as error:
-            return encoded(["raised", *described(error)], self.foreign)
+            return encoded(list(described(error)), self.foreign)
 
 
 def described(error: BaseException) -> tuple[str, str, str, int]:
@@ -82,8 +87,9 @@ def described(error: BaseException) -> tuple[str, str, str, int]:
 
 def main() -> None:
     channel, candidate = Channel(3, 4), Candidate()
+    channel.send(READY)
     channel.send(candidate.reply(candidate.load))
-    mine = {"object": lambda place: candidate.kept[place]}
+    mine = {b"o": candidate.held}
     while True:
         try:
             frame = channel.receive()

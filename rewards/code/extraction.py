@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-OPENING = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+OPENING = re.compile(r"( *)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+CLOSING = re.compile(r" *(`{3,}|~{3,})")
 PYTHON = ("python", "python3", "py")
 
 
@@ -22,23 +23,24 @@ def program_in(response: str) -> str | None:
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """Language in lower case and content of every closed block."""
+    """Language in lower case and content of every closed block; one that is indented, as in a list,
+    is moved back."""
     blocks: list[tuple[str, str]] = []
-    fence, language, lines = "", "", list[str]()
+    opening: re.Match[str] | None = None
+    lines: list[str] = []
     for line in text.split("\n"):
-        if not fence:
-            opening = OPENING.fullmatch(line.rstrip())
-            if opening:
-                fence, language, lines = opening[1], opening[2].lower(), []
-        elif closes(line, fence):
-            blocks.append((language, "\n".join([*lines, ""])))
-            fence = ""
+        if opening is None:
+            opening, lines = OPENING.fullmatch(line.rstrip()), []
+        elif closes(line, opening[2]):
+            blocks.append((opening[3].lower(), "".join(lines)))
+            opening = None
         else:
-            lines.append(line)
+            indent = len(opening[1])
+            lines.append(f"{line[:indent].lstrip(' ')}{line[indent:]}\n")
     return blocks
 
 
 def closes(line: str, fence: str) -> bool:
     """Whether a line closes a block: at least as long a fence of the same sign, nothing behind."""
-    bare = line.strip()
-    return len(bare) >= len(fence) and not bare.strip(fence[0]) and len(line) - len(line.lstrip()) < 4
+    closing = CLOSING.fullmatch(line.rstrip())
+    return closing is not None and closing[1].startswith(fence)

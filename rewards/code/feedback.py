@@ -43,7 +43,7 @@ def test_failure(
 
 def own_fault(told: Mapping[str, object], program: str) -> str | None:
     """What the program itself did wrong, None when it only gave a wrong value."""
-    if told["stopped"]:
+    if told["stopped"] and not told["raised"]:
         return STOPPED[str(told["stopped"])]
     if told["error"] == "NameError" and not told["raised"]:
         return f"a name is missing in your program: {quoted(str(told['says']))}"

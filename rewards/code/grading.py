@@ -2,38 +2,44 @@
 that only the tests' box holds.
 
 The rule for faults: what fails before the tests have heard of the program is the grader's fault and
-gives `no_verdict`; all that fails after it is the program's. A tester that dies later is not excused,
-for then a program that sends it what kills it would escape its zero.
+gives `no_verdict`; all that fails later is the program's. A tester that dies later is no excuse, or
+a program that sends it what kills it would escape its zero.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import cast
+from threading import Timer
 
 from opd.privileged import ProgramTests
 from opd.types import Verdict
 from rewards.code.feedback import case_failure, test_failure
 from rewards.code.output import is_same_output
+from rewards.code.wire import WireError, decoded, encoded, refused
 from rewards.sandbox import Limits, Otherwise, run, start
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-BOXED = {name: (FOLDER / name).read_bytes() for name in ("wire.py", "candidate.py", "tester.py", "script.py")}
+BOXED = {
+    name: (FOLDER / name).read_bytes()
+    for name in ("wire.py", "candidate.py", "tester.py", "script.py")
+}
+"""The sources that run inside boxes."""
 
 PROGRAM_CHARACTERS = 1 << 20
 VERDICT_BYTES = 1 << 15
-GRACE = 2.0
-"""Seconds that a box gets over the program's own, so that the tester can tell who was late."""
+STARTING = 30.0
+"""Seconds for both boxes to come up, which are nobody's time."""
+GRACE = 1.0
+"""Seconds of the tests behind the program's, so that they can tell who was late."""
 
 PYTHON = ("python", "-s")
 
@@ -68,7 +74,7 @@ def grade(
     if len(program) > PROGRAM_CHARACTERS:
         return too_long(program)
     token = secrets.token_hex(16)
-    limits = replace(limits or Limits(), seconds=timeout + GRACE)
+    limits = replace(limits or Limits(), seconds=STARTING + timeout + GRACE)
     with ExitStack() as stack:
         (asked, asks), (answered, answers), (heard, tells) = (pipe(stack) for _ in range(3))
         candidate = start(
@@ -81,8 +87,7 @@ def grade(
         stack.callback(candidate.kill)
         tester = start(
             (*PYTHON, "tester.py"),
-            files={name: BOXED[name] for name in ("wire.py", "tester.py")},
-            stdin=job(token, tests, timeout),
+            files=tester_files(token, tests, timeout),
             limits=limits,
             otherwise=otherwise,
             descriptors={3: answered.fileno(), 4: asks.fileno(), 5: tells.fileno()},
@@ -93,10 +98,12 @@ def grade(
             end.close()
         testers_end = tester.wait()
         told = what_was_told(read(heard), token)
-        # One that has gone by itself says how: killed from outside, it is no fault of the program.
-        if told.final is None or told.final.get("stopped") != "ended":
-            candidate.kill()
+        # A box that has gone by itself is let tell how: killed from outside, it is nobody's fail.
+        has_gone = told.final is not None and told.final.get("stopped") == "ended"
+        killer = Timer(GRACE if has_gone else 0.0, candidate.kill)
+        killer.start()
         endings = [testers_end.ending, candidate.wait().ending]
+        killer.cancel()
     if told.final is not None and told.final["status"] == "pass":
         return Verdict("pass", 1.0)
     if "fault" in endings or not told.has_started:
@@ -171,9 +178,10 @@ def fault(told: Told, endings: Sequence[str]) -> str:
     return f"its tests ended with {error} before they asked anything of it"
 
 
-def job(token: str, tests: ProgramTests, timeout: float) -> bytes:
-    parts = {"preamble": tests.preamble, "setup": tests.setup, "assertions": tests.assertions}
-    return json.dumps({"token": token, **parts, "seconds": timeout}).encode()
+def tester_files(token: str, tests: ProgramTests, timeout: float) -> dict[str, bytes]:
+    parts = (tests.preamble, tests.setup, list(tests.assertions))
+    job = encoded((token, *parts, [STARTING, timeout, GRACE]), refused)
+    return {"wire.py": BOXED["wire.py"], "tester.py": BOXED["tester.py"], "job": job}
 
 
 def candidate_files(script: str, preamble: str, program: str) -> dict[str, bytes]:
@@ -188,14 +196,19 @@ def read(end: FileIO) -> bytes:
     return end.read(VERDICT_BYTES) or b""
 
 
-def what_was_told(lines: bytes, token: str) -> Told:
-    """The lines that carry the token; tests may have written others."""
-    told: list[dict[str, object]] = []
-    for line in lines.splitlines():
-        with suppress(ValueError):
-            what = json.loads(line)
-            if isinstance(what, dict) and what.get("token") == token:
-                told.append(cast("dict[str, object]", what))
-    final = next((what for what in told if what["status"] != "started"), None)
-    has_started = final is not None and final["status"] != "fault"
-    return Told(has_started or (final is None and bool(told)), final)
+def what_was_told(data: bytes, token: str) -> Told:
+    """The frames that carry the token; other bytes, which tests may write, end the reading."""
+    frames: list[dict[str, object]] = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        try:
+            what = decoded(data[4:end], {})
+        except WireError:
+            break
+        if not isinstance(what, dict) or what.get("token") != token:
+            break
+        frames.append(what)
+        data = data[end:]
+    final = next((what for what in frames if what["status"] != "started"), None)
+    has_started = bool(frames) if final is None else final["status"] != "fault"
+    return Told(has_started, final)

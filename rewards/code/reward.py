@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from opd.types import Rollout, Verdict
 from rewards.code.extraction import program_in
 from rewards.code.grading import grade, grade_stdio
 from rewards.exact import unanswered
-from rewards.sandbox import Limits
+from rewards.sandbox import Limits, Otherwise, isolation
 
 MIB = 1 << 20
 
@@ -39,6 +40,8 @@ class PassesTests(Reward):
     """Whether feedback, which teachers read, may quote tests that the prompt does not show."""
     checks_solutions: bool = True
     """Whether every problem's own solution is run at the start, some 30 ms each."""
+    otherwise: Otherwise = "refuse"
+    """What may stand in where bubblewrap does not work: see `rewards.sandbox`."""
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         tests = problem.privileged.tests
@@ -50,19 +53,14 @@ class PassesTests(Reward):
         ]
 
     def graded(self, program: str, tests: ProgramTests) -> Verdict:
-        limits = Limits(memory=self.memory * MIB)
-        reveals = self.reveals_hidden_tests
-        if tests.assertions:
-            return grade(
-                program, tests, timeout=self.timeout, limits=limits, reveals_hidden=reveals
-            )
-        return grade_stdio(
+        judge = grade if tests.assertions else partial(grade_stdio, tolerance=self.tolerance)
+        return judge(
             program,
             tests,
             timeout=self.timeout,
-            limits=limits,
-            tolerance=self.tolerance,
-            reveals_hidden=reveals,
+            limits=Limits(memory=self.memory * MIB),
+            otherwise=self.otherwise,
+            reveals_hidden=self.reveals_hidden_tests,
         )
 
     def check(self, problem: Problem) -> None:
@@ -72,6 +70,7 @@ class PassesTests(Reward):
                 "it has no tests, or both assertions and cases; let the adapter fill "
                 "Privileged.tests with one of them"
             )
+        isolation(self.otherwise)
         shown = problem.privileged.demonstration
         if not self.checks_solutions or shown is None:
             return

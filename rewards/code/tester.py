@@ -1,23 +1,31 @@
 """Runs inside a box: the tests of a problem, against a program that lives in another box.
 
-What the tests see of the program is made here: functions that ask over a pipe. `0` holds the job,
-`3` is answered on, `4` asks, and `5` takes the verdict, which no other process in a box can write.
+What the tests see of the program is made here: functions that ask over a pipe. `3` is answered on,
+`4` asks, and `5` takes the verdict, which no other box can write.
 """
 
 from __future__ import annotations
 
 import builtins
-import json
+import faulthandler
 import os
 import reprlib
 import sys
 import time
 from collections.abc import Iterator
+from types import CodeType
 
-sys.path.insert(0, os.getcwd())
-from wire import Channel, Closed, Late, WireError, decoded, encoded  # pyright: ignore  # noqa: E402
-
-sys.path.pop(0)
+from wire import (  # pyright: ignore
+    READY,
+    Channel,
+    Closed,
+    Late,
+    WireError,
+    decoded,
+    encoded,
+    marked,
+    refused,
+)
 
 QUOTED_CHARACTERS = 300
 
@@ -34,15 +42,23 @@ def says_so(cls: type) -> bool:
         return False
 
 
-ERRORS = {n: c for n, c in vars(builtins).items() if isinstance(c, type) and says_so(c)}
+ERRORS = {c for c in vars(builtins).values() if isinstance(c, type) and says_so(c)}
+
+
+def error_named(name: object) -> type[Exception] | None:
+    """The builtin error with that name, or the nearest above it that can be made; None for what
+    ends a program, as SystemExit does."""
+    cls = vars(builtins).get(name)  # pyright: ignore
+    return next((base for base in getattr(cls, "__mro__", ()) if base in ERRORS), None)
 
 
 class Program:
     """The other box, as far as the tests can see it."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self) -> None:
         self.channel = Channel(3, 4)
-        self.deadline = deadline
+        self.deadline = 0.0
+        """In seconds of `time.monotonic`."""
         self.stopped = ""
         """Why it can be asked no more: `late`, `ended` or `garbled`."""
         self.error: Exception | None = None
@@ -51,6 +67,15 @@ class Program:
         self.asked = 0
         self.call = ""
         self.given = ""
+
+    def is_ready(self, starting: float, seconds: float) -> bool:
+        """Wait for its box, and start the program's clock; False when the box does not come up."""
+        try:
+            frame = self.channel.receive(time.monotonic() + starting)
+        except WireError:
+            return False
+        self.deadline = time.monotonic() + seconds
+        return frame == READY
 
     def hello(self) -> list[object]:
         names = self.heard()
@@ -68,30 +93,35 @@ class Program:
         return self.heard()
 
     def heard(self) -> object:
-        mine = {"object": lambda body: Remote(self, *body), "iterator": self.items}
+        """What it answers: a list of one value, or of four parts that describe an error."""
+        self.described = []
+        mine = {b"o": lambda body: Remote(self, *body), b"i": self.items}
         try:
             reply = decoded(self.channel.receive(self.deadline), mine)
         except WireError as error:
             raise self.stop(error) from None
-        if type(reply) is not list or reply[:1] not in (["value"], ["raised"]):
+        if type(reply) is not list:
             raise self.stop(WireError())
-        if reply[0] == "value" and len(reply) == 2:
-            return reply[1]
-        shape = [type(part) for part in reply[1:]]
-        if reply[0] == "value" or shape != [str, str, str, int]:
+        if len(reply) == 1:
+            return reply[0]
+        if [type(part) for part in reply] != [str, str, str, int]:
             raise self.stop(WireError())
-        self.described = [reply[2][:QUOTED_CHARACTERS], reply[3][:QUOTED_CHARACTERS], reply[4]]
-        self.error = ERRORS.get(reply[1], RuntimeError)(reply[3])
-        raise self.error
+        builtin, kind, message, line = reply
+        self.described = [kind[:QUOTED_CHARACTERS], message[:QUOTED_CHARACTERS], line]
+        cls = error_named(builtin)
+        if cls is None:
+            raise self.stop(Closed())
+        self.error = raised = cls(message)
+        raise raised
 
     def stop(self, error: WireError) -> Stopped:
         kinds = {Closed: "ended", Late: "late"}
         self.stopped = kinds.get(type(error), "garbled")
         return Stopped()
 
-    def sent(self, value: object) -> object:
+    def sent(self, value: object) -> bytes:
         if type(value) is Remote:
-            return {"object": value._place}
+            return marked(b"o", value._place, self.sent)
         raise TypeError(f"{type(value).__name__} cannot be given to a program in another box")
 
     def items(self, body: list[object]) -> Iterator[object]:
@@ -121,25 +151,21 @@ class Remote:
         shown = [shortened(value) for value in arguments]
         shown += [f"{name}={shortened(value)}" for name, value in named.items()]
         program.call, program.given = f"{self._kind}({', '.join(shown)})", ""
-        value = program.ask("call", self.target(), list(arguments), named)
+        value = program.ask("call", self, list(arguments), named)
         program.given = shortened(value)
         return value
-
-    def target(self) -> object:
-        """What the program knows it by: a handle, a name, or None for the program."""
-        return self if type(self._place) is int else self._place
 
     def __getattr__(self, name: str) -> object:
         if name[:2] == "__":
             raise AttributeError(name)
-        value = self._program.ask("get", self.target(), name)
+        value = self._program.ask("get", self, name)
         if type(value) is Remote:
             kind = name if self._place is None else f"{self._kind}.{name}"
             object.__setattr__(value, "_kind", kind)
         return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        self._program.ask("set", self.target(), name, value)
+        self._program.ask("set", self, name, value)
 
     def __repr__(self) -> str:
         return f"<an object of the program: {self._kind}>"
@@ -152,7 +178,7 @@ class Remote:
 
     def __bool__(self) -> bool:
         # Asked of the program, for it tells the program nothing; what is compared with would.
-        return self._program.ask("true", self.target()) is True
+        return self._program.ask("true", self) is True
 
 
 def shortened(value: object) -> str:
@@ -163,70 +189,85 @@ def shortened(value: object) -> str:
 
 
 class Tests:
-    """The job that a host gave, and what becomes of it."""
+    """A job that a host gave, and what becomes of it."""
 
-    def __init__(self, job: dict[str, object]) -> None:
-        self.token, self.preamble, self.setup, self.assertions, seconds = job.values()
-        self.program = Program(time.monotonic() + seconds)  # pyright: ignore
+    def __init__(
+        self, token: str, preamble: str, setup: str, assertions: list[str], times: list[float]
+    ) -> None:
+        """`token` makes a frame on the verdict's descriptor believable; `times` are the seconds for
+        the program's box to start, for the program, and for the tests behind that."""
+        self.token, self.preamble = token, preamble
+        self.setup, self.assertions = setup, assertions
+        self.starting, self.seconds, self.grace = times
+        self.program = Program()
         self.names: dict[str, object] = {"__name__": "tests", "__builtins__": builtins}
+        self.number = -1
+        """The part that runs: -1 while the program is loaded, 0 the setup, then the assertions."""
 
     def tell(self, **what: object) -> None:
-        os.write(5, json.dumps({"token": self.token, **what}).encode() + b"\n")
+        frame = encoded({"token": self.token, **what}, refused)
+        os.write(5, len(frame).to_bytes(4, "big") + frame)
 
     def run(self) -> None:
         """Tell whether all assertions hold, and of the first that does not, why."""
         try:
-            parts = [compile(self.setup, "setup.py", "exec", dont_inherit=True)]
-            parts += [compile(t, "test.py", "exec", dont_inherit=True) for t in self.assertions]
+            sources = [self.setup, *self.assertions]
+            parts = [compile(text, "test.py", "exec", dont_inherit=True) for text in sources]
             exec(compile(self.preamble, "preamble.py", "exec", dont_inherit=True), self.names)
         except BaseException as error:
             return self.tell(status="fault", error=type(error).__name__)
+        if not self.program.is_ready(self.starting, self.seconds):
+            return
+        faulthandler.dump_traceback_later(self.seconds + self.grace, exit=True)
         self.tell(status="started")
-        number = -1
         try:
             self.meet(self.program.hello())
-            for number, part in enumerate(parts):
-                self.seed()
-                exec(part, self.names)
-                if self.program.stopped:
-                    raise Stopped
+            for part in parts:
+                self.number += 1
+                self.execute(part)
         except BaseException as error:
-            return self.tell(**self.failure(error, number))
+            return self.tell(**self.failure(error))
         self.tell(status="pass")
+
+    def execute(self, part: CodeType) -> None:
+        if "random" in sys.modules:
+            sys.modules["random"].seed(0)
+        exec(part, self.names)
+        # A bare `except` of the tests may have hidden it.
+        if self.program.stopped:
+            raise Stopped
 
     def meet(self, names: list[object]) -> None:
         """Let the tests use what the program defines, save what is theirs or the language's. The
         name `program` stands for all of it, for a setup that wants a builtin's name from there."""
+        taken = {*vars(builtins), *self.names, "program"}
         self.names["program"] = Remote(self.program, None, "program")
         for name in names:
-            if type(name) is str and name.isidentifier() and not name.startswith("__"):
-                if name not in self.names and not hasattr(builtins, name):
-                    self.names[name] = Remote(self.program, name, name)
+            if type(name) is str and name not in taken:
+                self.names[name] = Remote(self.program, name, name)
 
-    def seed(self) -> None:
-        if "random" in sys.modules:
-            sys.modules["random"].seed(0)
-
-    def failure(self, error: BaseException, number: int) -> dict[str, object]:
-        """What is told of the part that failed: -1 is the program's own loading, 0 the setup."""
+    def failure(self, error: BaseException) -> dict[str, object]:
+        """What is told of the part that has failed."""
         program = self.program
         is_theirs = isinstance(error, Stopped) or error is program.error
-        if number == 0 and not (is_theirs or program.asked or isinstance(error, NameError)):
+        is_unasked = not (is_theirs or program.asked or isinstance(error, NameError))
+        if self.number == 0 and is_unasked:
             return {"status": "fault", "error": type(error).__name__}
         return {
             "status": "fail",
-            "test": number,
+            "test": self.number,
             "stopped": program.stopped,
-            "raised": program.described if error is program.error else [],
+            "raised": program.described if is_theirs else [],
             "error": type(error).__name__,
             "says": str(error)[:QUOTED_CHARACTERS],
-            "call": program.call,
+            "call": program.call[:QUOTED_CHARACTERS],
             "given": program.given,
         }
 
 
 def main() -> None:
-    tests = Tests(json.loads(sys.stdin.buffer.read()))
+    with open("job", "rb") as file:
+        tests = Tests(*decoded(file.read(), {}))  # pyright: ignore
     if "random" in f"{tests.setup}{tests.assertions}":
         import random  # noqa: F401
     tests.run()

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from opd.errors import SandboxError
 from rewards.sandbox.cgroup import Group, groups
 from rewards.sandbox.limits import Ending, Limits, Outcome
 from rewards.sandbox.spawn import HIGH, Job, Spawned, spawn
@@ -43,8 +44,11 @@ def launch(
     """What `rewards.sandbox.start` does, without asking whether the box holds."""
     if not all(3 <= inside < HIGH for inside in descriptors):
         raise ValueError(f"descriptors inside are {sorted(descriptors)}; give 3 to {HIGH - 1}")
-    belongings = ExitStack()
-    with belongings:
+    for name in files:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"the file name {name!r} leads out of the box; give one inside")
+    with ExitStack() as belongings:
         moves: dict[int, int] = {}
         for inside, ours in descriptors.items():
             moves[inside] = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, HIGH)
@@ -100,7 +104,8 @@ class Running:
                 with self._copies:
                     spawned = spawn(self._job, group, belongings)
                 outcome = self._watched(spawned, belongings)
-        except OSError as error:
+        except (OSError, SandboxError) as error:
+            self._texts["stderr"] += str(error).encode()
             logger.warning("a box failed: %s", error)
         finally:
             self._outcome = outcome or self._concluded("fault")

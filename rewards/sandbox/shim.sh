@@ -11,7 +11,7 @@ echo 1000 >/proc/self/oom_score_adj
 ulimit -c 0
 ulimit -n 64
 ulimit -f "$file"
-ulimit -u "$processes"
+[ -z "$processes" ] || ulimit -u "$processes"
 ulimit -S -t "$seconds"
 ulimit -H -t "$((seconds + 1))"
 ulimit -v "$memory"

@@ -90,10 +90,12 @@ def shimmed(command: Sequence[str], job: Job, ready: int) -> list[str]:
         ceil(limits.seconds) + 1,
         ceil(limits.disk / 1024),
         # Outside a box all processes of the user would be counted.
-        limits.processes if job.is_boxed else "unlimited",
+        limits.processes if job.is_boxed else "",
     )
     moves = " ".join(f"{inside}:{ours}" for inside, ours in job.moves.items())
-    shim = [bubblewrap.executable("bash"), "-c", SHIM, "shim", str(ready), moves]
+    # where it really is, since a box shows no other folder
+    bash = os.path.realpath(bubblewrap.executable("bash"))
+    shim = [bash, "-c", SHIM, "shim", str(ready), moves]
     return [*shim, *map(str, numbers), *command]
 
 

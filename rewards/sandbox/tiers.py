@@ -67,6 +67,9 @@ class Isolation:
     """Those that the self-test has proven; none is claimed that it has not."""
     sentence: str
 
+    def __str__(self) -> str:
+        return self.sentence
+
     @property
     def stamp(self) -> str:
         """What every report of such a run must carry, "" when nothing."""

@@ -312,7 +312,7 @@ FILES = {
         lambda outcome: outcome.ending == "exit" and b"OPD_SECRET" not in outcome.stdout,
     ),
     "reads keys": Program(
-        "for name in (SECRET, '/etc/shadow', '/etc/passwd', '/root/.ssh', '/home'):\n"
+        "for name in (SECRET, '/etc/shadow', '/etc/passwd', '/etc/ssh', '/home'):\n"
         "    attempt(os.stat, name)",
         says(r"(ENOENT\n){5}"),
     ),

@@ -33,7 +33,8 @@ def patched(target: object, name: str, value: object) -> Remove:
 def without_line(line: str) -> Remove:
     """A box whose shim lacks one line."""
     assert spawn.SHIM.count(line) == 1
-    return patched(spawn, "SHIM", spawn.SHIM.replace(line, ":"))
+    end = "|| :" if line.startswith("||") else ":"
+    return patched(spawn, "SHIM", spawn.SHIM.replace(line, end))
 
 
 def spawned_with(**changes: object) -> Remove:
@@ -69,6 +70,7 @@ def sharing(name: str) -> Remove:
 
 def unhurried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Running, "_latest", lambda self: self._began + 20)
+    patch.setattr(tiers, "STUBBORN", b"import time\ntime.sleep(0.4)\n")
 
 
 def patient(patch: pytest.MonkeyPatch) -> None:
@@ -95,7 +97,7 @@ PROVEN: dict[str, tuple[str, Remove]] = {
     "core": ("limits", without_line("ulimit -c 0")),
     "descriptor count": ("limits", without_line("ulimit -n 64")),
     "file size": ("limits", without_line('ulimit -f "$file"')),
-    "process count": ("processes", without_line('ulimit -u "$processes"')),
+    "process count": ("processes", without_line('|| ulimit -u "$processes"')),
     "seconds": ("limits", without_line('ulimit -H -t "$((seconds + 1))"')),
     "memory": ("limits", without_line('ulimit -v "$memory"')),
     "environment": ("environment", spawned_with(env=None)),

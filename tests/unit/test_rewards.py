@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Sequence
 from fractions import Fraction
+from threading import Barrier
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.errors import DataError
+from opd.errors import DataError, SandboxError
 from opd.privileged import Privileged, Problem
 from opd.reward import Judge, Reward
 from opd.types import Finish, Message, Prompt, Rollout, Verdict
@@ -229,6 +231,62 @@ def test_a_judge_keeps_order_over_several_problems():
     rollouts = [rollout(f"#{text}", name=name) for text, name in ("1a", "1b", "2b", "2a")]
     assert [v.status for v in judge(rollouts)] == ["pass", "fail", "pass", "fail"]
     assert judge([]) == []
+
+
+class Waiting(Exact):
+    """Judges only when three problems are judged at once; answers late for early problems."""
+
+    concurrency: ClassVar[int] = 3
+    barrier: ClassVar[Barrier] = Barrier(3)
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        self.barrier.wait(30.0)
+        time.sleep(0.02 * (3 - int(problem.privileged.answer or 0)))
+        return super().__call__(problem, rollouts)
+
+
+def test_a_judge_judges_as_many_problems_at_once_as_its_reward_allows():
+    problems = [problem(str(n), f"p{n}") for n in range(1, 4)]
+    rollouts = [rollout(f"#{n % 2}", name=f"p{1 + n % 3}") for n in range(9)]
+    at_once = Judge(Waiting(), problems)(rollouts)
+    assert at_once == Judge(Exact(), problems)(rollouts)
+    assert [v.status for v in at_once].count("pass") == 1
+
+
+class Failing(Exact):
+    concurrency: ClassVar[int] = 2
+    error: ClassVar[Exception]
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        if problem.prompt.id == "b":
+            raise self.error
+        return super().__call__(problem, rollouts)
+
+    def check(self, problem: Problem) -> None:
+        if problem.prompt.id in "bd":
+            raise ValueError(f"not {problem.prompt.id}")
+
+
+class Unchecked(Failing):
+    def check(self, problem: Problem) -> None:
+        pass
+
+
+def test_faults_among_problems_judged_at_once_are_those_of_judging_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    problems = [problem("1", name) for name in "abcd"]
+    with pytest.raises(DataError, match="problem 'b': Failing cannot judge it: not b"):
+        Judge(Failing(), problems)
+    judge = Judge(Unchecked(), problems)
+    rollouts = [rollout("#1", name=name) for name in "abcd"]
+    monkeypatch.setattr(Failing, "error", RuntimeError(), raising=False)
+    assert [v.status for v in judge(rollouts)] == ["pass", "no_verdict", "pass", "pass"]
+    monkeypatch.setattr(Failing, "error", SandboxError("no box"), raising=False)
+    with pytest.raises(SandboxError, match="no box"):
+        judge(rollouts)
+    with pytest.raises(DataError, match="no problem 'q'"):
+        judge([*rollouts, rollout("#1", name="q")])
 
 
 def test_a_judge_refuses_rollouts_of_other_problems():
