@@ -54,19 +54,20 @@ def measure(
                 "--suite, or leave --suite out"
             )
         recipe = build(Recipe, load_recipe(model, overrides))
-        opened = open_suite(suite_of(recipe), files)
-        model, folder, name = recipe.model.path, Path(f"{recipe.output}-eval"), "eval"
+        model, plan, name = recipe.model.path, suite_of(recipe), "eval"
+        folder = to or Path(f"{recipe.output}-eval")
     else:
-        name = suite or SUITE
-        opened = open_suite(load_suite(name, overrides), files)
-        name = slug(Path(name).stem)
-        folder = own_folder(model, name)
+        plan, name = load_suite(suite or SUITE, overrides), slug(Path(suite or SUITE).stem)
+        folder = to or own_folder(model, name)
+    # Models are found before rows are read: a wrong name is told at once.
+    candidates = [candidate(found, plan.endpoint) for found in (model, against) if found]
+    opened = open_suite(plan, files)
     if opened.skipped:
         console.print(f"skipped, for want of a file: {', '.join(opened.skipped)}", soft_wrap=True)
-    found = shown(model, opened, to or folder, console)
+    found = shown(candidates[0], opened, folder, console)
     if against is not None:
         beside = to / f"against-{slug(against)}" if to else own_folder(against, name)
-        second = shown(against, opened, beside, console)
+        second = shown(candidates[1], opened, beside, console)
         comparison = compare(found, second, found.folder / f"against-{slug(against)}.json")
         show_comparison(comparison, console)
 
@@ -82,9 +83,9 @@ def own_folder(model: str, suite: str) -> Path:
     return Path("runs") / "eval" / f"{slug(model)}-{suite}"
 
 
-def shown(model: str, opened: OpenSuite, folder: Path, console: Console) -> Evaluation:
-    found = evaluate(candidate(model, opened.suite.endpoint), opened, folder, console)
-    show_scores(model, found.scores, console)
+def shown(model: Candidate, opened: OpenSuite, folder: Path, console: Console) -> Evaluation:
+    found = evaluate(model, opened, folder, console)
+    show_scores(model.name, found.scores, console)
     show_origin(found.protocol["benchmarks"], console)
     console.print(f"{folder / SAMPLES}: every sample", soft_wrap=True)
     console.print(f"{folder / SUMMARY}: all numbers and the protocol", soft_wrap=True)

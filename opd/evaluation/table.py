@@ -40,7 +40,8 @@ def show_columns(
     """One row a benchmark; a column that has nothing to say is left out."""
     cells = {name: [cell(found) for found in scores.values()] for name, cell in columns.items()}
     told = {name: column for name, column in cells.items() if set(column) != {NOTHING}}
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    console.print(Text(title, "bold"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     table.add_column("benchmark")
     for name in told:
         table.add_column(name, justify="right", no_wrap=True)
@@ -131,7 +132,8 @@ def show_comparison(found: Comparison, console: Console) -> None:
     """Both models side by side, the difference with its interval, and its p."""
     names, measures = (found.model.name, found.against.name), found.measures
     title = f"{names[0]} (A) against {names[1]} (B), in percent"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    console.print(Text(title, "bold"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     for column in ("benchmark", "measure"):
         table.add_column(column)
     for column in ("problems", "A", "B", "A - B [95 %]", "p"):

@@ -17,7 +17,7 @@ from opd.types import Rollout, Verdict
 from rewards.exact import wrong
 from rewards.math import policy, pool
 from rewards.math.policy import LONGEST, SEVERAL_VALUES, WORK_UNDONE, Answer
-from rewards.number import said, stated
+from rewards.number import said
 
 DEADLINE = 5.0
 """Seconds that a comparison may take."""
@@ -37,8 +37,8 @@ class Boxed(Reward):
     deadline: Annotated[float, Field(gt=0)] = DEADLINE
     """Seconds that a comparison may take."""
     takes_unboxed: bool = False
-    """Whether a response without any box may answer after "####" or by its last number: for
-    evaluation of models that were told nothing of boxes. A report must say so."""
+    """Whether a response without any box may answer after "####" or "answer is", or by its last
+    number: for evaluation of models that were told nothing of boxes. A report must say so."""
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         right = problem.privileged.answer or ""
@@ -75,7 +75,7 @@ def grade(
     text = said(response)
     given = policy.boxed(text)
     if takes_unboxed and "\\boxed" not in text:
-        given = (stated(text, was_cut) or "",)
+        given = (policy.unboxed(text, was_cut) or "",)
     if not any(given):
         cause = "You ran out of room before you gave a" if was_cut else "You gave no"
         return Verdict("no_answer", 0.0, f"{cause} final answer in \\boxed{{}}.")
@@ -136,6 +136,7 @@ def compared(gold: Answer, boxes: tuple[str, ...], deadline: float) -> Compariso
 def compared_one(gold: Answer, given: Answer, deadline: float) -> Comparison:
     if gold.choice or gold.is_words:
         return by_letters(gold, given)
+    given = policy.in_shape_of(gold, given)
     fault = policy.refusal(gold, given)
     if fault:
         return Comparison(False, given.compact, fault)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rewards.number import boxes, number
+from rewards.number import boxes, number, stated
 
 LONGEST = 512
 """Characters of an answer that is looked at."""
@@ -55,6 +55,8 @@ NOTATION = [
         (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
         (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|normal)|mbox|hbox)(?=\s*\{)", r"\\text"),
         (r"\\boxed\s*(?=\{)", ""),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
         (r"(?<=\d)(?:\{,\}|,\\!|\\,)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", " "),
         (r"(?<!\\)\\[()\[\]]|\\?[$\N{EURO SIGN}\N{POUND SIGN}]", ""),
@@ -66,6 +68,8 @@ NOTATION = [
 ]
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 BRACKETS = re.compile(r"[(\[]|\\\{")
+
+REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\s*\{(\d+)\}")
 
 SCALES = {
     "hundred": 10**2,
@@ -84,7 +88,7 @@ MEASURE = (
     r"(?:[a-zA-Z]{4,}|[ckm]m|[km]g|ft|mph|kph|sec|min|hrs?|lbs?|mi|yds?|oz|m[lL]|USD|deg|rad|sq|cu)"
 )
 UNIT = re.compile(
-    rf"(?<=[\w}})])\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
+    rf"(?<=[\w}})])\s*/?\s*\\text\s*\{{\s*{WORDS_OF_UNIT}\}}{AREA}$"
     rf"|(?<=\d)\s*{MEASURE}\.?(?:(?: |/| / )[a-zA-Z]+\.?)*{AREA}$"
 )
 """Letters without a \\text are a unit only where they can be no product of unknowns."""
@@ -111,15 +115,20 @@ SET = re.compile(r"\\\{.*\\\}")
 SEVERAL = re.compile(r"\\[pm]{2}(?![a-zA-Z])|\d\s+\d")
 WORK = re.compile(
     r"\\(?:i*nt|oint|sum|prod|coprod|lim(?:sup|inf)?|max|min|sup|inf|gcd|lcm|det|[bp]?mod|partial"
-    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}"
+    r"|nabla|operatorname|bigcup|bigcap|[lcv]?dots)(?![a-zA-Z])|\.\.\.|\\frac\s*\{d\}\s*\{d[a-z]"
 )
 
-BASE = re.compile(r"(\w+)_(?:\{(\d+)\}|(\d+))")
+BASED = re.compile(r"([A-F]*\d[\dA-F]*)_\{?(\d+)\}?")
+ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
 CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
 BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
 
 GLUE = r"[\s$,;.:&*\\()\[\]]*"
+STATED = re.compile(
+    r"answer(?: is|:)[ *]{0,8}(?:\$([^$\n]{1,512})\$|([^$\n]{1,512}?)\**(?:\.\s|\.?$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
 
 
@@ -137,6 +146,14 @@ def boxed(text: str) -> tuple[str, ...]:
             break
         contents.append(text[slice(*before)].strip())
     return tuple(dict.fromkeys(reversed(contents)))
+
+
+def unboxed(text: str, was_cut: bool) -> str | None:
+    """The answer of a text without a box: what it calls its answer, else what `stated` finds."""
+    named = STATED.findall(text)
+    if named and "####" not in text:
+        return next(filter(None, named[-1])).strip()
+    return stated(text, was_cut)
 
 
 @dataclass(frozen=True)
@@ -174,9 +191,16 @@ class Answer:
         return self.text.endswith("%")
 
     @property
+    def digits_and_base(self) -> tuple[str, str]:
+        """Of a number in a base that it tells; empty texts for any other."""
+        found = BASED.fullmatch(self.compact)
+        return (found[1], found[2]) if found else ("", "")
+
+    @property
     def words(self) -> str:
         """Its letters, where notation does not matter."""
-        return re.sub(r"\\text|[\\{}\"' ]+", " ", self.text).strip(" .,;:!").casefold()
+        plain = re.sub(r"\\text|[\\{}\"' ]+", " ", self.text).strip(" .,;:!").casefold()
+        return ARTICLE.sub("", plain)
 
     @property
     def is_words(self) -> bool:
@@ -202,10 +226,14 @@ def read(text: str) -> Answer:
     """An answer as its writer means it."""
     whole = without_units(tidy(text))
     assigned = [split_assignment(part) for part in parts(whole)]
-    if not all(name for name, _ in assigned):
+    # "x = 1, 2" names its list as a whole.
+    is_bare = [not name and not RELATION.search(text) for name, text in assigned]
+    if not assigned[0][0] or not all(
+        name or bare for (name, _), bare in zip(assigned, is_bare, strict=True)
+    ):
         return Answer(whole, whole, "")
     values = ", ".join(without_units(value) for _, value in assigned)
-    return Answer(values, whole, ", ".join(name for name, _ in assigned))
+    return Answer(values, whole, ", ".join(name for name, _ in assigned if name))
 
 
 def tidy(text: str) -> str:
@@ -219,11 +247,18 @@ def tidy(text: str) -> str:
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
     inner = (TEXT.sub(r"\1", text) if TEXT.fullmatch(text) else text).strip(" ()")
-    if inner != text and number(inner) is not None:
+    if inner != text and "," not in inner and number(inner) is not None:
         text = inner
     if not BRACKETS.search(text):
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
-    return SCALED.sub(scaled, text)
+    return REPEATING.sub(as_fraction, SCALED.sub(scaled, text))
+
+
+def as_fraction(found: re.Match[str]) -> str:
+    """A decimal that repeats: 0.1666... as 15/90."""
+    whole, once, again = found.groups()
+    top = int(f"{whole}{once}{again}") - int(f"{whole}{once}" or 0)
+    return rf"\frac{{{top}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
 
 
 def scaled(found: re.Match[str]) -> str:
@@ -262,6 +297,17 @@ def split_assignment(text: str) -> tuple[str, str]:
     return "", text
 
 
+def in_shape_of(gold: Answer, given: Answer) -> Answer:
+    """Coordinates given one by one, "x = 2, y = 3", as the point that is asked for, and digits
+    without a base as those of the base that is asked for."""
+    digits, base = gold.digits_and_base
+    if given.text == digits:
+        return replace(given, text=f"{digits}_{base}")
+    if given.name and gold.text.startswith("(") and len(parts(given.text)) > 1:
+        return replace(given, text=f"({given.text})")
+    return given
+
+
 def parts(text: str) -> list[str]:
     """The values of a list: what stands between commas outside of all brackets."""
     return ["".join(part).strip() for part in split_outside(JOINED.sub(",", text))]
@@ -288,6 +334,8 @@ def refusal(gold: Answer, given: Answer) -> str | None:
         return "is a relation and not a value"
     if HEDGE.search(re.sub(OR, ",", given.text) if gold.is_several else given.text):
         return "does not commit to its value"
+    if given.digits_and_base[1] not in ("", "10", gold.digits_and_base[1]):
+        return "is in another base than is asked for"
     if given.is_several and not gold.is_several and not gold.relations:
         return SEVERAL_VALUES
     return None

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from data.boxed import INSTRUCTION
 from data.columns import Columns
 from data.dapo import AFTER, BEFORE, DAPO
 from data.deepmath import DeepMath
-from data.boxed import INSTRUCTION
 from data.gsm8k import problem as gsm8k
 from data.openmathreasoning import OpenMathReasoning
 from data.openthoughts import Conversations, OpenThoughts
