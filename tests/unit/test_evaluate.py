@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from opd.rollout.engine import Request, Sampling
 from opd.rollout.hf import HF
 from opd.suite import load_suite
 from opd.types import Message, Rollout, Verdict
+from rewards.code import PassesTests
+from rewards.math import Boxed
 from tests.runs import ROWS, run
 
 FILES = ("protocol.json", "samples.jsonl", "summary.json")
@@ -180,7 +183,7 @@ def test_other_weights_are_refused(
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.lm_head.weight += 0.01
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     code, _, said = outcome(capsys, folder, "--suite", suite, "--to", to)
     assert code == 2 and "model.sha256=" in said
 
@@ -484,6 +487,22 @@ def test_a_fault_is_one_sentence(
     found, _, sentence = outcome(capsys, *given, "--to", tmp_path / "out", *quick)
     assert (found, said in sentence) == (code, True), sentence
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_model_is_told_before_rows_are_read(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    change = "benchmarks.sums.dataset=no.jsonl"
+    code, _, said = outcome(capsys, tmp_path / "empty", "--suite", suite, change)
+    assert code == 4 and "is no model folder" in said
+
+
+def test_rewards_say_what_verdicts_depend_on() -> None:
+    pytest.importorskip("math_verify")
+    assert Boxed().provenance() == {"math-verify": version("math-verify")}
+    if shutil.which("bwrap"):
+        assert PassesTests().provenance() == {"sandbox": "bwrap"}
 
 
 def test_an_adapter_without_a_base_is_named(adapter: Path) -> None:
