@@ -100,13 +100,13 @@ def evaluate(model: Candidate, opened: OpenSuite, folder: Path, console: Console
     holds an evaluation under another protocol.
     """
     suite = opened.suite
-    identity, context = model.identity(suite.model), model.context(suite.model)
+    context = model.context(suite.model)
     tasks = {name: fitted(task, context, console) for name, task in opened.tasks.items()}
     engine = "endpoint" if isinstance(model, Remote) else dump(suite.engine)
     protocol = plain(
         {
             "schema": SCHEMA,
-            "model": identity,
+            "model": model.identity(suite.model),
             "engine": engine,
             "thinking": suite.model.thinking,
             "max_length": context,

@@ -20,6 +20,7 @@ from opd.rollout.chat import Chat
 from opd.rollout.endpoint import Endpoint
 from opd.rollout.engine import Engine
 from opd.rollout.sampler import Drawer, Sampler
+from opd.rollout.serving import first_line
 
 ADAPTER = "adapter_config.json"
 SETTINGS = (
@@ -97,7 +98,13 @@ class Weights(Candidate):
         return [path for path in paths if path.exists()]
 
     def context(self, serving: Serving) -> int:
-        length = context_length(str(self.folder))
+        try:
+            length = context_length(str(self.folder))
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{self.name}: its config.json tells no context length "
+                f"({first_line(error)}); give a causal language model's folder"
+            ) from error
         return min(serving.max_length or length, length)
 
     @contextmanager
@@ -127,7 +134,7 @@ class Weights(Candidate):
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise EngineError(
                 f"{self.name}: the adapter does not fit onto {self.folder} "
-                f"({str(error).splitlines()[0]}); give the base that it was trained on"
+                f"({first_line(error)}); give the base that it was trained on"
             ) from error
         with TemporaryDirectory(prefix="opd-merged-") as folder:
             model.to(PRECISIONS[serving.dtype]).save_pretrained(folder)
@@ -223,7 +230,7 @@ def fetched(name: str) -> Path:
     except HFValidationError:
         cause = "it is no hub id either"
     except (OSError, ValueError, HfHubHTTPError) as error:
-        cause = str(error).strip().splitlines()[0]
+        cause = first_line(error)
     raise EngineError(
         f"{name}: is no folder here, and the hub does not give it ({cause}); check the name and "
         "the connection"

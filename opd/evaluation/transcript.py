@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,7 @@ class Transcript:
         """
         self.path = path
         self.samples: dict[Key, Sample] = {}
+        """Without their texts, which no number reads and which may fill the memory."""
         if not path.exists():
             return
         content = path.read_bytes()
@@ -82,7 +83,7 @@ class Transcript:
             sample = parsed(line, place)
             if sample.key in self.samples:
                 raise DataError(f"{place}: this sample stands there twice; delete the line")
-            self.samples[sample.key] = sample
+            self.samples[sample.key] = replace(sample, text="")
         if len(whole) < len(content):
             logger.warning("%s: the last line was cut off and is drawn again", path)
             with writing(path):
@@ -97,7 +98,7 @@ class Transcript:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-        self.samples.update((sample.key, sample) for sample in new)
+        self.samples.update((sample.key, replace(sample, text="")) for sample in new)
 
 
 def parsed(line: bytes, place: str) -> Sample:

@@ -302,7 +302,7 @@ def adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.5)
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
 
 
@@ -448,6 +448,7 @@ def test_an_endpoint_says_what_its_model_says_here(
         (("no/such/model",), 5, "no/such/model: is no folder here, and the hub"),
         (("quickstrat",), 2, "did you mean 'quickstart'"),
         (("quickstart", "--suite", "benchmarks"), 2, "is read as a recipe"),
+        (("BROKEN", "--suite", "SUITE"), 4, "its config.json tells no context length"),
         (("recipes/base", "--suite", "SUITE"), 4, "is no model folder (config.json), adapter"),
         (("http://127.0.0.1:9/v1", "--suite", "SUITE"), 5, "its list of models failed"),
         (("MODEL", "--suite", "benchmark"), 2, "did you mean"),
@@ -481,7 +482,9 @@ def test_a_fault_is_one_sentence(
     said: str,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    places = {"MODEL": str(tiny_model_dir), "SUITE": str(suite)}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    places = {"MODEL": str(tiny_model_dir), "SUITE": str(suite), "BROKEN": f"{tmp_path}/broken"}
     given = [places.get(word, word) for word in arguments]
     quick = ["endpoint.attempts=1"] if "SUITE" in arguments else []
     found, _, sentence = outcome(capsys, *given, "--to", tmp_path / "out", *quick)
