@@ -25,8 +25,8 @@ class Paired:
     difference: float
     """`model` - `against`."""
     ci95: tuple[float, float]
-    """Percentiles of the paired bootstrap over problems (Efron 1979); a point where no problem
-    differs, which says nothing of other problems."""
+    """Percentiles of the paired bootstrap over problems (Efron 1979). Too narrow where only a
+    handful of problems differ, and a point where none does: then go by `p`."""
     p: float
     """Two-sided, of the sign-flip test over problems (Fisher 1935): the chance of a difference this
     large if each problem's two results were exchangeable. With one response a problem it is

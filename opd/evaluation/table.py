@@ -145,7 +145,11 @@ def show_comparison(found: Comparison, console: Console) -> None:
     if found.unlike:
         console.print(f"the two are unlike in {', '.join(found.unlike)}; see their protocols")
     if sum(map(len, measures.values())) > 1:
-        console.print("each p stands for itself: none is corrected for the number of rows")
+        console.print(
+            "each p stands for itself: none is corrected for the number of rows; where an interval "
+            "disagrees with its p, only a handful of problems differ, and p is the exact one",
+            soft_wrap=True,
+        )
 
 
 def paired_cells(found: Paired | None) -> list[str]:

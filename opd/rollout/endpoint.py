@@ -104,7 +104,8 @@ class Endpoint:
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=self.concurrency),
+            # Whoever waits for a connection would use up its deadline; `each` counts instead.
+            limits=httpx.Limits(max_connections=None),
         )
 
     async def ask(

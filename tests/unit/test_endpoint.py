@@ -180,6 +180,12 @@ def test_no_more_requests_at_once_than_allowed(server: Server) -> None:
     assert len(server.bodies) == len(ASKS) and 1 < server.most_at_once <= 3
 
 
+def test_waiting_for_a_place_is_no_part_of_the_deadline(server: Server) -> None:
+    server.reply = lambda body, _: (time.sleep(0.2), (200, completion("4")))[1]
+    drawn(opened(server, concurrency=1, deadline=1.5, attempts=1))
+    assert len(server.bodies) == len(ASKS)
+
+
 def test_a_refused_request_is_not_tried_again(server: Server) -> None:
     server.reply = lambda body, _: (401, {"error": "bad key"})
     with pytest.raises(EngineError, match=r"refuses the request with 401 .*bad key"):
