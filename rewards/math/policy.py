@@ -8,6 +8,7 @@ notation, and forgiven.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -125,10 +126,7 @@ LEADING_CHOICE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:])\s.*")
 BARE_WORDS = re.compile(r"[a-zA-Z][a-z]{3,}(?: [a-zA-Z]+)*")
 
 GLUE = r"[\s$,;.:&*\\()\[\]]*"
-STATED = re.compile(
-    r"answer(?: is|:)[ *]{0,8}(?:\$([^$\n]{1,512})\$|([^$\n]{1,512}?)\**(?:\.\s|\.?$))",
-    re.IGNORECASE | re.MULTILINE,
-)
+CALLED_ANSWER = re.compile(r"answer(?: is|:)", re.IGNORECASE)
 BETWEEN_BOXES = re.compile(rf"{GLUE}(?:(?:and|or|\\text\s*\{{[^{{}}]*\}}){GLUE})?")
 
 
@@ -140,20 +138,26 @@ def boxed(text: str) -> tuple[str, ...]:
         if not outer or start > outer[-1][1]:
             outer.append((start, end))
     contents = [text[slice(*span)].strip() for span in outer[-1:]]
-    for before, after in reversed([*pairwise(outer)]):
+    for after, before in pairwise(reversed(outer)):
         between = text[before[1] + 1 : text.rfind("\\boxed", before[1], after[0])]
         if not BETWEEN_BOXES.fullmatch(between):
             break
+        if len(contents) > LONGEST:
+            break  # More of them could only be too long.
         contents.append(text[slice(*before)].strip())
     return tuple(dict.fromkeys(reversed(contents)))
 
 
 def unboxed(text: str, was_cut: bool) -> str | None:
     """The answer of a text without a box: what it calls its answer, else what `stated` finds."""
-    named = STATED.findall(text)
-    if named and "####" not in text:
-        return next(filter(None, named[-1])).strip()
-    return stated(text, was_cut)
+    called = deque(CALLED_ANSWER.finditer(text), maxlen=1)
+    if not called or "####" in text:
+        return stated(text, was_cut)
+    start = called[0].end()
+    line = text[start : start + 2 * LONGEST].partition("\n")[0].strip(" *")
+    if line.startswith("$"):
+        return line[1:].partition("$")[0]
+    return line.partition(". ")[0].rstrip(" *.")
 
 
 @dataclass(frozen=True)

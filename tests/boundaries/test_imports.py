@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORT_NAMES = {"pyyaml": "yaml"}
+IMPORT_NAMES = {"pyyaml": "yaml", "math-verify": "math_verify"}
 OPTIONAL = ["vllm", "triton", "trl", "datasets", "flash_attn"]
 
 BUILD_EVERYTHING = """

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opd.config import ROOT
 from opd.errors import DataError
@@ -135,6 +138,7 @@ POLICY = [
     (r"50\%", r"\boxed{\frac12}", "pass"),
     (r"50\%", r"\boxed{5}", "fail"),
     ("0.5", r"\boxed{50\%}", "pass"),
+    (r"(\frac13, 2)", r"\boxed{(0.33333333, 2)}", "fail"),
     ("(100,200)", r"\boxed{(100, 200)}", "pass"),
     ("(100,200)", r"\boxed{100200}", "fail"),
     ("d/c", r"\boxed{\frac{d}{c}}", "pass"),
@@ -239,6 +243,53 @@ def test_an_answer_without_a_box_counts_only_where_it_is_asked_for(
     assert strict.status == ("fail" if r"\boxed{203}" in text else "no_answer")
     if finish == "length":
         assert strict.feedback == "You ran out of room before you gave a final answer in \\boxed{}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{" * 50_000,
+        r"\boxed{1}" * 50_000,
+        r"\boxed{1} x " * 50_000,
+        r"\boxed{1}" + " and" * 200_000 + r"\boxed{2}",
+        r"\boxed{1}" + r"\text{" * 100_000 + r"\boxed{2}",
+        r"\boxed{\boxed{" * 20_000 + "}}" * 20_000,
+        "{" * 100_000 + "}" * 100_000,
+        "answer is " * 100_000,
+        "answer is " * 100_000 + "$",
+        "answer: **" * 100_000,
+        "answer is x" * 100_000,
+        "1.2.3,4 " * 100_000,
+        "$ " * 500_000,
+        rf"\boxed{{5 {'aa ' * 160}!}}",
+        rf"\boxed{{5 {'/ a ' * 120}}}",
+        rf"\boxed{{{'(' * 500}}}",
+        rf"\boxed{{{'x^' * 250}}}",
+        rf"\boxed{{{'-' * 500}1}}",
+        rf"\boxed{{5{'!' * 300}}}",
+        "\\boxed{\0\ud800\u202e\uff11}",
+    ],
+    ids=range(20),
+)
+@pytest.mark.parametrize("takes_unboxed", [False, True])
+def test_hostile_responses_are_judged_in_time(text: str, takes_unboxed: bool):
+    assert grade(r"\boxed{x+2}", "x+1").status == "fail"
+    started = time.process_time()  # of this process; what a worker may take is tested elsewhere
+    verdict = grade(text, "204", takes_unboxed=takes_unboxed, deadline=0.5)
+    assert time.process_time() - started < 1.0
+    assert not verdict.success
+    assert len(verdict.feedback or "") < 300
+
+
+@given(
+    st.text(alphabet="\\frac{}sqrt123456789x,.+-*/^_=<()[]% orand$", max_size=40),
+    st.sampled_from(["204", "x+1", "1,2", "x=5", r"\text{Evelyn}", "B", r"5\%", "2516_8"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_response_makes_it_raise(text: str, gold: str):
+    verdict = grade(rf"\boxed{{{text}}}", gold, takes_unboxed=True)
+    assert verdict.success == (verdict.reward == 1.0)
+    assert (verdict.status in ("pass", "no_verdict")) == (verdict.feedback is None)
 
 
 def problem(answer: str | None) -> Problem:

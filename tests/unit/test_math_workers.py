@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
@@ -82,17 +82,26 @@ def asked(name: str, ask: Callable[[Reply, float], Reply] = pool.ask) -> tuple[s
     return name, found, time.monotonic() - started
 
 
+def check_in_time(
+    found: Sequence[tuple[str, object, float]], again: Callable[[str], tuple[str, object, float]]
+) -> None:
+    """What is late by the clock is timed once more: the machine may have been busy."""
+    late = [name for name, _, seconds in found if seconds > DEADLINE + 1]
+    assert len(late) <= 3
+    assert {name: again(name)[2] <= DEADLINE + 1 for name in late} == dict.fromkeys(late, True)
+
+
 def check_graded(found: list[tuple[str, Verdict, float]]) -> None:
     assert [name for name, _, _ in found] == list(BOMBS)
     passed = [name for name, verdict, _ in found if verdict.success]
     assert passed == ["power on both sides"]
-    assert {name: seconds for name, _, seconds in found if seconds > DEADLINE + 1} == {}
+    check_in_time(found, graded)
 
 
 def check_asked(found: list[tuple[str, object, float]]) -> None:
     assert [name for name, _, _ in found] == list(BOMBS)
     assert [name for name, equal, _ in found if equal is True] == ["power on both sides"]
-    assert {name: seconds for name, _, seconds in found if seconds > DEADLINE + 1} == {}
+    check_in_time(found, asked)
     killed = [name for name, what, _ in found if isinstance(what, str)]
     assert len(killed) >= 10, "the bombs should be bombs"
 
@@ -275,7 +284,7 @@ def burn():
 threading.Thread(target=burn, daemon=True).start()
 time.sleep(0.5)
 if sys.argv[1] == "heir" and not ctypes.CDLL(None).fork():
-    ctypes.CDLL(None).sleep(15)  # a child that Python knows nothing of, with every file open
+    ctypes.CDLL(None).sleep(12)  # a child that Python knows nothing of, with every file open
     os._exit(0)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -296,5 +305,8 @@ def test_no_process_outlives_its_parent(way: str):
     assert len(owned) >= 2
     if way != "ends":
         parent.kill()
-    parent.communicate(b"\n", 30)
+    assert parent.stdin
+    parent.stdin.close()
+    parent.stdout.close()  # which the heir holds open, so that nothing may wait for its end
+    parent.wait(30)
     wait_until(lambda: not any(map(is_alive, owned)), 10)
