@@ -6,10 +6,11 @@ sees the arguments of the tests and nothing else of them. `3` is asked on, `4` a
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 
-from wire import FRAME_BYTES, READY, Channel, Closed, decoded, encoded, marked  # pyright: ignore
+from rewards.code.wire import FRAME_BYTES, READY, Channel, Closed, decoded, encoded, marked
 
 MESSAGE_CHARACTERS = 500
 
@@ -89,7 +90,7 @@ def main() -> None:
     channel, candidate = Channel(3, 4), Candidate()
     channel.send(READY)
     channel.send(candidate.reply(candidate.load))
-    mine = {b"o": candidate.held}
+    mine = {b"o": candidate.held, b"b": vars(builtins).__getitem__}
     while True:
         try:
             frame = channel.receive()
@@ -99,4 +100,5 @@ def main() -> None:
         channel.send(candidate.reply(lambda frame=frame: candidate.answer(decoded(frame, mine))))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,11 +9,13 @@ a program that sends it what kills it would escape its zero.
 from __future__ import annotations
 
 import logging
+import marshal
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.util import MAGIC_NUMBER
 from io import FileIO
 from pathlib import Path
 from threading import Timer
@@ -28,11 +30,24 @@ from rewards.sandbox import Limits, Otherwise, run, start
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-BOXED = {
-    name: (FOLDER / name).read_bytes()
-    for name in ("wire.py", "candidate.py", "tester.py", "script.py")
+
+
+def compiled(name: str) -> bytes:
+    """A source beside this one as the file that Python would make of it."""
+    code = compile((FOLDER / f"{name}.py").read_bytes(), f"{name}.py", "exec", dont_inherit=True)
+    return MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+
+
+CANDIDATE, TESTER, SCRIPT = (
+    {f"{name}.pyc": compiled(name)} for name in ("candidate", "tester", "script")
+)
+"""What runs inside boxes, compiled out here since every box would have to."""
+SHARED = {
+    "rewards/__init__.py": b"",
+    "rewards/code/__init__.py": b"",
+    "rewards/code/wire.pyc": compiled("wire"),
 }
-"""The sources that run inside boxes."""
+"""What they import, without what else these packages hold."""
 
 PROGRAM_CHARACTERS = 1 << 20
 VERDICT_BYTES = 1 << 15
@@ -78,15 +93,15 @@ def grade(
     with ExitStack() as stack:
         (asked, asks), (answered, answers), (heard, tells) = (pipe(stack) for _ in range(3))
         candidate = start(
-            (*PYTHON, "candidate.py"),
-            files=candidate_files("candidate.py", tests.preamble, program),
+            (*PYTHON, "candidate.pyc"),
+            files=SHARED | CANDIDATE | program_files(tests.preamble, program),
             limits=limits,
             otherwise=otherwise,
             descriptors={3: asked.fileno(), 4: answers.fileno()},
         )
         stack.callback(candidate.kill)
         tester = start(
-            (*PYTHON, "tester.py"),
+            (*PYTHON, "tester.pyc"),
             files=tester_files(token, tests, timeout),
             limits=limits,
             otherwise=otherwise,
@@ -138,8 +153,8 @@ def grade_stdio(
         return too_long(program)
     for number, case in enumerate(tests.cases, start=1):
         outcome = run(
-            (*PYTHON, "script.py"),
-            files=candidate_files("script.py", tests.preamble, program),
+            (*PYTHON, "script.pyc"),
+            files=SCRIPT | program_files(tests.preamble, program),
             stdin=case.given.encode(),
             limits=replace(limits or Limits(), seconds=timeout),
             otherwise=otherwise,
@@ -181,13 +196,12 @@ def fault(told: Told, endings: Sequence[str]) -> str:
 def tester_files(token: str, tests: ProgramTests, timeout: float) -> dict[str, bytes]:
     parts = (tests.preamble, tests.setup, list(tests.assertions))
     job = encoded((token, *parts, [STARTING, timeout, GRACE]), refused)
-    return {"wire.py": BOXED["wire.py"], "tester.py": BOXED["tester.py"], "job": job}
+    return SHARED | TESTER | {"job": job}
 
 
-def candidate_files(script: str, preamble: str, program: str) -> dict[str, bytes]:
+def program_files(preamble: str, program: str) -> dict[str, bytes]:
     texts = {"preamble.py": preamble, "program.py": program}
-    sources = {name: text.encode(errors="replace") for name, text in texts.items()}
-    return {"wire.py": BOXED["wire.py"], script: BOXED[script], **sources}
+    return {name: text.encode(errors="replace") for name, text in texts.items()}
 
 
 def read(end: FileIO) -> bytes:

@@ -15,10 +15,11 @@ from opd.reward import Reward
 from opd.types import Rollout, Verdict
 from rewards.code.extraction import program_in
 from rewards.code.grading import grade, grade_stdio
-from rewards.exact import unanswered
 from rewards.sandbox import Limits, Otherwise, isolation
 
 MIB = 1 << 20
+PATIENCE = 60.0
+"""Seconds at least for a problem's own solution: a busy machine makes no problem wrong."""
 
 
 @part
@@ -48,16 +49,18 @@ class PassesTests(Reward):
         assert tests is not None, "check() refuses a problem without tests"
         programs = [program_in(rollout.text) for rollout in rollouts]
         return [
-            unanswered(rollout) if program is None else self.graded(program, tests)
+            without_program(rollout)
+            if program is None
+            else self.graded(program, tests, self.timeout)
             for rollout, program in zip(rollouts, programs, strict=True)
         ]
 
-    def graded(self, program: str, tests: ProgramTests) -> Verdict:
+    def graded(self, program: str, tests: ProgramTests, timeout: float) -> Verdict:
         judge = grade if tests.assertions else partial(grade_stdio, tolerance=self.tolerance)
         return judge(
             program,
             tests,
-            timeout=self.timeout,
+            timeout=timeout,
             limits=Limits(memory=self.memory * MIB),
             otherwise=self.otherwise,
             reveals_hidden=self.reveals_hidden_tests,
@@ -82,9 +85,15 @@ class PassesTests(Reward):
         program = program_in(shown)
         if program is None:
             raise ValueError("its demonstration has no fenced program; let the adapter write one")
-        verdict = self.graded(program, tests)
+        verdict = self.graded(program, tests, max(self.timeout, PATIENCE))
         if not verdict.success:
             raise ValueError(
                 "its own solution does not pass its tests; leave the problem out "
                 f"({verdict.feedback or 'no verdict'})"
             )
+
+
+def without_program(rollout: Rollout) -> Verdict:
+    was_cut = rollout.finish == "length"
+    cause = "You ran out of room before you closed a" if was_cut else "You gave no"
+    return Verdict("no_answer", 0.0, f"{cause} fenced code block with a program.")

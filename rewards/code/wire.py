@@ -14,16 +14,20 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable, Mapping
 
 FRAME_BYTES = 8 << 20
 INTEGER_BYTES = 1 << 15
 READY = b""
 """The frame that a box sends before any of a program has run in it."""
 
-Foreign = Callable[[object], bytes]
-"""What to send in place of a value that is not plain, as `marked` makes it; raises TypeError where
-nothing will do."""
+# Not from `typing`, and no more imports than are needed: each costs every box a millisecond.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Foreign = Callable[[object], bytes]
+    """What to send in place of a value that is not plain, as `marked` makes it; raises TypeError
+    where nothing will do."""
 
 
 class WireError(Exception):

@@ -27,7 +27,10 @@ NAMESPACES = (
     *("--unshare-all", "--unshare-user", "--disable-userns"),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box"),
 )
-LIFETIME = ("--die-with-parent",)
+LIFETIME = ("--as-pid-1", "--die-with-parent")
+OWN_GROUP = ("--new-session",)
+"""Else bubblewrap itself, outside, is in the program's process group, and a signal to all of a group
+crosses namespaces: a program could make its own end look like a fault of the box."""
 ENVIRONMENT = {  # all of it
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -39,8 +42,6 @@ ENVIRONMENT = {  # all of it
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ("null", "zero", "random", "urandom")
-HIDDEN = ("--size", "4096", "--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1")
-"""The first process of a box has none of the program's limits; /proc would let it be written to."""
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """
@@ -72,10 +73,9 @@ def command(
     """
     entry, sources = crossing()
     return [
-        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME),
+        *(*entry, executable("bwrap"), *NAMESPACES, *LIFETIME, *OWN_GROUP),
         *system(),
         *("--proc", "/proc"),
-        *HIDDEN,
         *devices(),
         # before the interpreter, which may live in /tmp
         *scratch(limits.disk),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from subprocess import TimeoutExpired
 from types import MappingProxyType
 
 from opd.errors import SandboxError
@@ -89,13 +90,13 @@ class Running:
         self._kill()
 
     def _kill(self) -> None:
-        with self._lock:
+        """The first process of a box, whose parent then reaps it and ends; when that is not known,
+        the parent, with which it dies."""
+        with self._lock, suppress(ProcessLookupError):
             if self._init is not None:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            if self._spawned is not None and self._spawned.process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._spawned.process.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            elif self._spawned is not None and self._spawned.process.returncode is None:
+                os.killpg(self._spawned.process.pid, signal.SIGKILL)
 
     def _live(self) -> None:
         outcome = None
@@ -104,7 +105,7 @@ class Running:
                 with self._copies:
                     spawned = spawn(self._job, group, belongings)
                 outcome = self._watched(spawned, belongings)
-        except (OSError, SandboxError) as error:
+        except (OSError, SandboxError, TimeoutExpired) as error:
             self._texts["stderr"] += str(error).encode()
             logger.warning("a box failed: %s", error)
         finally:
@@ -188,11 +189,15 @@ class Running:
         if self._init is None and "info" in spawned.readers:
             self._read("info", spawned.readers["info"])
         self._kill()
-        spawned.process.wait(ENDING_SECONDS)
+        try:
+            spawned.process.wait(ENDING_SECONDS)
+        except TimeoutExpired:
+            logger.warning("a box did not end when it was killed; killing bubblewrap itself")
+            spawned.process.kill()
+            spawned.process.wait(ENDING_SECONDS)
         if self._init is not None:
             belongings.callback(os.close, self._init)
-            ended = selectors.DefaultSelector()
-            with ended:
+            with selectors.DefaultSelector() as ended:
                 ended.register(self._init, selectors.EVENT_READ)
                 ended.select(ENDING_SECONDS)
             with self._lock:
@@ -223,7 +228,7 @@ class Running:
 @contextmanager
 def grouped(job: Job) -> Iterator[Group | None]:
     """A control group for the job, where there is one."""
-    ours = groups(os.getpid()) if job.is_boxed else None
+    ours = groups() if job.is_boxed else None
     if ours is None:
         yield None
         return

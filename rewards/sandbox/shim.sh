@@ -1,6 +1,8 @@
-# Runs first inside a box: numbers the descriptors, sets the limits that only hold from inside, and
-# becomes the program. Arguments: ready, moves, KiB of address space, CPU seconds, KiB of a file,
-# processes, then the command. The byte on `ready` says that all of it worked.
+# Runs first inside a box: numbers the descriptors, sets the limits that only hold from inside, starts
+# the program and stays as the first process, whose end is the end of all others. Arguments: ready,
+# moves, KiB of address space, CPU seconds, KiB of a file, processes, then the command. The byte on
+# `ready` says that all of it worked. Staying, it is reaped by bubblewrap, which would leave a first
+# process of its own to whatever runs as process 1 outside.
 set -e
 ready=$1 moves=$2 memory=$3 seconds=$4 file=$5 processes=$6
 shift 6
@@ -17,4 +19,9 @@ ulimit -H -t "$((seconds + 1))"
 ulimit -v "$memory"
 printf . >&"$ready"
 exec {ready}>&-
-exec "$@"
+# By exec, since a plain background job would ignore two signals.
+(exec "$@") <&0 &
+for move in 0 1 2 $moves; do
+  eval "exec ${move%:*}<&-"
+done
+wait "$!"

@@ -89,8 +89,8 @@ def shimmed(command: Sequence[str], job: Job, ready: int) -> list[str]:
         limits.memory // 1024,
         ceil(limits.seconds) + 1,
         ceil(limits.disk / 1024),
-        # Outside a box all processes of the user would be counted.
-        limits.processes if job.is_boxed else "",
+        # The shim is one too. Outside a box all processes of the user would be counted.
+        limits.processes + 1 if job.is_boxed else "",
     )
     moves = " ".join(f"{inside}:{ours}" for inside, ours in job.moves.items())
     # where it really is, since a box shows no other folder

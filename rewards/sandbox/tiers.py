@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd.errors import SandboxError
-from rewards.sandbox import bubblewrap
+from rewards.sandbox import bubblewrap, system_calls
 from rewards.sandbox.limits import Limits, Outcome
 from rewards.sandbox.running import launch
 
@@ -111,15 +111,8 @@ def isolation(otherwise: Otherwise = "refuse") -> Isolation:
 
 
 lock = threading.Lock()
-
-
-def renew_lock() -> None:
-    """Another thread may have held it when this process was forked."""
-    global lock
-    lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=renew_lock)
+# No process is forked in the midst of a test, or the child would wait for ever.
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 @cache
@@ -133,7 +126,10 @@ def self_test() -> Tested:
 
 def tried() -> Tested:
     """Raises SandboxError when a part of the box is not installed."""
+    # what all boxes share, made before they start at the same time
     bubblewrap.executable("bwrap")
+    bubblewrap.crossing()
+    system_calls.program()
     with socket.create_server(("127.0.0.1", 0)) as listener, secret() as file:
         given = {
             "secrets": [file],
@@ -217,6 +213,6 @@ def expected_limits() -> dict[str, int]:
         "CPU": ceil(PROBED.seconds) + 2,
         "FSIZE": PROBED.disk,
         "NOFILE": 64,
-        "NPROC": PROBED.processes,
+        "NPROC": PROBED.processes + 1,
         "CORE": 0,
     }

@@ -1,4 +1,4 @@
-"""Where bubblewrap cannot work, these tests are skipped, by its own words."""
+"""Where bubblewrap cannot work, these tests are skipped, by its own words; not where it leaks."""
 
 from __future__ import annotations
 
@@ -13,4 +13,6 @@ def box() -> None:
     try:
         isolation()
     except SandboxError as error:
+        if "got past" in str(error):
+            raise
         pytest.skip(str(error))

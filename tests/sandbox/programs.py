@@ -228,8 +228,16 @@ PROCESSES = {
     "reads the memory of the first process": Program(
         "attempt(kernel, 'process_vm_readv', 1, 0, 0, 0, 0, 0)", REFUSED
     ),
-    "opens the memory of the first process": Program(
-        "attempt(open, '/proc/1/mem', 'r+b')", says(DENIED)
+    "hijacks the first process": Program(
+        "names = ('AS', 'NPROC', 'NOFILE', 'FSIZE', 'CPU')\n"
+        "limits = [getattr(resource, 'RLIMIT_' + name) for name in names]\n"
+        "print(all(resource.prlimit(1, n) == resource.getrlimit(n) for n in limits))",
+        says("True\n"),
+    ),
+    "interrupts itself": Program(
+        "for n in (signal.SIGINT, signal.SIGQUIT): print(signal.getsignal(n) == signal.SIG_IGN)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)",
+        dies(2),
     ),
 }
 OUTPUT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -64,24 +65,33 @@ def test_packages_of_our_python_are_there() -> None:
     assert outcome.stdout.decode().strip() == numpy.__version__, outcome.stderr
 
 
-def test_descriptors_go_in_by_number_even_when_they_cross() -> None:
-    """What we hold as 3 and 4 (or whatever they are) may be 4 and 3 inside."""
+def test_descriptors_go_in_by_number() -> None:
     (out_reader, out_writer), (in_reader, in_writer) = os.pipe(), os.pipe()
-    crossed = {7: in_reader, in_reader if 3 <= in_reader < 64 and in_reader != 7 else 8: out_writer}
-    answer = next(inside for inside, ours in crossed.items() if ours == out_writer)
-    text = (
-        f"import os; os.write({answer}, os.read(7, 10).upper()); print(os.listdir('/proc/self/fd'))"
-    )
-    running = start(python(text), descriptors=crossed)
+    text = "import os; os.write(4, os.read(3, 10).upper()); print(os.listdir('/proc/self/fd'))"
+    running = start(python(text), descriptors={3: in_reader, 4: out_writer})
     os.close(out_writer)
     os.close(in_reader)
     os.write(in_writer, b"hello")
     outcome = running.wait()
     assert os.read(out_reader, 10) == b"HELLO", outcome
     assert os.read(out_reader, 10) == b"", "a copy stayed open after the end"
-    assert len(eval(outcome.stdout)) == 6  # three, ours, the listing
+    assert outcome.stdout == b"['0', '1', '2', '3', '4', '5']\n"  # the last is the listing
     os.close(out_reader)
     os.close(in_writer)
+
+
+def test_numbers_inside_may_be_those_of_others_outside() -> None:
+    insides, ours = range(3, 50), {}
+    for inside in reversed(insides):
+        with open(os.memfd_create("numbered"), "wb", buffering=0) as file:
+            file.write(b"%d " % inside)
+            # high, so that copies of them would get the numbers that others have inside
+            ours[inside] = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 300)
+    text = f"import os; print(*(os.pread(n, 9, 0).decode() for n in {insides}))"
+    outcome = run(python(text), descriptors=ours)
+    for descriptor in ours.values():
+        os.close(descriptor)
+    assert list(map(int, outcome.stdout.split())) == list(insides), outcome
 
 
 def test_nothing_of_ours_stays_open() -> None:
@@ -116,7 +126,9 @@ def test_a_box_killed_from_outside_is_a_fault() -> None:
 def test_a_caller_may_kill() -> None:
     mark = f"opd-caller-{os.getpid()}"
     running = start(python(SLEEP, mark))
-    assert has_started(running)
+    assert has_started(running) and running._spawned is not None
+    group = os.getpgid(running._spawned.process.pid)
+    assert group != os.getpgrp(), "an interrupt from our terminal would end it"
     running.kill()
     assert (outcome := running.wait()).ending == "signal" and outcome.code == signal.SIGKILL
     running.kill()
@@ -163,15 +175,24 @@ def test_a_box_dies_with_us() -> None:
 
 
 def test_a_forked_process_has_boxes_of_its_own() -> None:
-    run(python("pass"))
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with suppress(BaseException):
-            code = 0 if run(python("print(7)")).stdout == b"7\n" else 2
-        os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert run(python("print(8)")).stdout == b"8\n", "the child took our groups away"
+    """And when it ends, cleaning up as it should, it takes nothing of ours away."""
+    script = (
+        "import os\n"
+        "from rewards.sandbox import run\n"
+        "def says(text): return run(('bash', '-c', 'echo ' + text)).stdout.decode().strip()\n"
+        "words = [says('before')]\n"
+        "child = os.fork()\n"
+        "words.append(says('after'))\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "    words.append(says('last'))\n"
+        "print(*words, flush=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "before after\nbefore after last\n", done.stderr
 
 
 def test_two_hundred_at_once() -> None:
@@ -248,8 +269,41 @@ def test_names_that_lead_out_and_numbers_that_collide_are_refused() -> None:
             start(python("pass"), files={name: b""})
 
 
+def test_no_two_boxes_share_a_group() -> None:
+    """Nor when many threads ask at once, in a process that has made none."""
+    script = (
+        "import threading\n"
+        "from rewards.sandbox.cgroup import groups\n"
+        "from rewards.sandbox.limits import Limits\n"
+        "together, taken = threading.Barrier(16), []\n"
+        "def take():\n"
+        "    together.wait()\n"
+        "    ours = groups()\n"
+        "    taken.append(ours and ours.take(Limits()).folders)\n"
+        "threads = [threading.Thread(target=take) for _ in range(16)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(taken[0] is not None, len(set(taken)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() in (["True", "16"], ["False", "1"])
+
+
+def test_no_ended_process_is_left_to_others() -> None:
+    """Not every process 1 reaps what is left to it, and what nobody reaps is counted for ever."""
+    if (ours := groups()) is None:
+        pytest.skip("control groups, which count, cannot be made here")
+    for text in ("pass", "while True: print('x' * 9999)", SLEEP):
+        for _ in range(3):
+            run(python(text), limits=Limits(seconds=0.2))
+            assert ours.free and ours.free[-1].is_empty(), text
+
+
 def test_groups_are_taken_again_and_removed() -> None:
-    ours = groups(os.getpid())
+    ours = groups()
     if ours is None:
         pytest.skip("control groups cannot be made here")
     for _ in range(3):
@@ -257,11 +311,10 @@ def test_groups_are_taken_again_and_removed() -> None:
     folders = [folder for group in ours.made for folder in group.folders]
     assert all(folder.is_dir() for folder in folders)
     script = (
-        "import os\n"
         "from rewards.sandbox import run\n"
         "from rewards.sandbox.cgroup import groups\n"
         "run(('bash', '-c', 'true'))\n"
-        "for group in groups(os.getpid()).made:\n"
+        "for group in groups().made:\n"
         "    for folder in group.folders: print(folder)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

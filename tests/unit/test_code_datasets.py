@@ -30,8 +30,7 @@ BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "ben
 needs_boxes = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not on the PATH"
 )
-PATIENT = PassesTests(timeout=120.0)
-"""On a busy machine a right solution is slow, and not wrong."""
+REWARD = PassesTests()
 
 
 def problems(name: str, adapter: str) -> tuple[Problem, ...]:
@@ -46,10 +45,15 @@ def program_tests(problem: Problem) -> ProgramTests:
     return problem.privileged.tests
 
 
+def graded(program: str, tests: ProgramTests) -> Verdict:
+    """With patience: on a busy machine a right solution is slow, and not wrong."""
+    return REWARD.graded(program, tests, timeout=120.0)
+
+
 def failures(programs: Mapping[str, tuple[str, ProgramTests]]) -> dict[str, Verdict]:
     """The verdicts on the programs that do not pass, by name; two are graded at a time."""
     with ThreadPoolExecutor(2) as pool:
-        verdicts = pool.map(lambda pair: PATIENT.graded(*pair), programs.values())
+        verdicts = pool.map(lambda pair: graded(*pair), programs.values())
         judged = dict(zip(programs, verdicts, strict=True))
     return {name: verdict for name, verdict in judged.items() if not verdict.success}
 
@@ -128,7 +132,7 @@ def test_a_row_of_humaneval_judges_its_function_alone(row: Mapping[str, object])
         "x",
     ]
     assert problem.prompt.id == "HumanEval/38"
-    PATIENT.check(problem)
+    REWARD.check(problem)
     cheat = "def double(x): return 0\ndef half(x): return 0"
     assert grade(cheat, tests, timeout=60.0).status == "fail"
     assert grade("def half(x): return x / 2", tests, timeout=60.0).status == "pass"
@@ -169,7 +173,7 @@ def test_a_row_of_mbpp_may_hand_objects_of_the_program_to_its_tests():
         "root = Pair(0, 42)",
     ]
     assert tests.shown == 1
-    PATIENT.check(problem)
+    REWARD.check(problem)
     program = program_in(problem.privileged.demonstration or "") or ""
     cheat = program.replace("/ n", "").replace(
         "from math", "def isclose(*_): return 1\nfrom nomath"
@@ -190,7 +194,7 @@ def test_a_row_of_mbpp_plus_is_judged_by_both_kinds_of_tests():
         "    assert double(*inp) == exp\n",
     }
     problem = mbpp(row)
-    PATIENT.check(problem)
+    REWARD.check(problem)
     program = "def double(x): return 2 * x if x != 7 else 0"
     verdict = grade(program, program_tests(problem))
     assert verdict.feedback == "Hidden test 3 of 3 fails: it gets a wrong result."
@@ -236,10 +240,10 @@ def test_a_contest_problem_that_reads_is_judged_by_all_its_cases():
     assert tests.cases == (Case("1 2\n", "3\n"), Case("40 2\n", "42\n"), Case("-1 1\n", "0"))
     assert (tests.assertions, tests.shown) == ((), 1)
     assert problem.prompt.id == "livecodebench-abc301_a"
-    assert PATIENT.graded("print(reduce(add, map(int, input().split())))", tests).status == "fail"
-    assert PATIENT.graded("print(reduce(int.__add__, map(int, input().split())))", tests).success
-    assert PATIENT.graded("print(sum(map(int, input().split())))", tests).success
-    assert not PATIENT.graded("print(3)", tests).success
+    assert graded("print(reduce(add, map(int, input().split())))", tests).status == "fail"
+    assert graded("print(reduce(int.__add__, map(int, input().split())))", tests).success
+    assert graded("print(sum(map(int, input().split())))", tests).success
+    assert not graded("print(3)", tests).success
 
 
 @needs_boxes
@@ -252,10 +256,10 @@ def test_a_contest_problem_with_a_class_is_judged_by_its_method():
     )
     assert FUNCTIONAL["starter_code"].strip() in problem.prompt.question
     head = "class Solution:\n    def pick(self, xs: List[int], name: str) -> List[int]:\n"
-    assert PATIENT.graded(f"{head}        return sorted(xs)", tests).success
-    assert PATIENT.graded(f"{head}        return tuple(sorted(xs))", tests).success
-    assert not PATIENT.graded(f"{head}        return set(xs)", tests).success
-    assert not PATIENT.graded(f"{head}        return [1, 3]", tests).success
+    assert graded(f"{head}        return sorted(xs)", tests).success
+    assert graded(f"{head}        return tuple(sorted(xs))", tests).success
+    assert not graded(f"{head}        return set(xs)", tests).success
+    assert not graded(f"{head}        return [1, 3]", tests).success
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -177,7 +177,7 @@ def add(a, b):
 """,
     "answers before it is asked": """
 import os
-from wire import encoded, refused
+from rewards.code.wire import encoded, refused
 for reply in ([["add"]], [True], [None], [3], [42]) * 9:
     frame = encoded(reply, refused)
     os.write(4, len(frame).to_bytes(4, "big") + frame)
@@ -187,7 +187,7 @@ def add(a, b): return 7
     "answers with no value": "import os\ndef add(a, b): os.write(4, b'\\0\\0\\0\\2ab')",
     "answers in another shape": """
 import os
-from wire import encoded, refused
+from rewards.code.wire import encoded, refused
 def add(a, b):
     frame = encoded(["AssertionError", "AssertionError"], refused)
     os.write(4, len(frame).to_bytes(4, "big") + frame)
@@ -483,6 +483,11 @@ HONEST = {
         passing("assert adder(2)(3) == 5", "assert twice(adder(2), 1) == 5"),
         "def adder(n): return lambda x: x + n\ndef twice(f, x): return f(f(x))",
     ),
+    "builtins as arguments": (
+        passing("assert without((4, 7.7, 'a'), int) == [7.7, 'a']", "assert apply(len, 'ab') == 2"),
+        "def without(xs, kind): return [x for x in xs if not isinstance(x, kind)]\n"
+        "def apply(f, x): return f(x)",
+    ),
     "an object that is true": (
         passing("assert found('abb')", "assert not found('ac')"),
         "import re\ndef found(s): return re.search('ab', s)",
@@ -520,6 +525,62 @@ def test_verdicts_are_the_same_every_time():
     assert "gave '" in (feedback.pop() or "")
 
 
+BOX_BREAKERS = {
+    "memory of many": """
+import os, time
+for _ in range(27):
+    if not os.fork():
+        memory = bytearray(b"x" * (60 << 20))
+        time.sleep(20)
+time.sleep(20)
+""",
+    "memory and files": """
+for path in ("/dev/shm/x", "/tmp/x"):
+    try:
+        open(path, "wb").write(b"x" * (64 << 20))
+    except OSError:
+        pass
+memory = []
+while True:
+    memory.append(bytearray(b"x" * (10 << 20)))
+""",
+    "threads": """
+import threading, time
+while True:
+    try:
+        threading.Thread(target=time.sleep, args=(20,)).start()
+    except RuntimeError:
+        pass
+""",
+    "signals to all": """
+import os
+for pid in range(1, 40000):
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        pass
+os.kill(os.getpid(), 9)
+""",
+    "the end of its group": "import os\nos.kill(0, 9)",
+    "an interruption of its group": "import os\nos.killpg(os.getpgrp(), 2)",
+    "an abort": "import os\nos.abort()",
+    "a stop": "import os, signal\nos.kill(0, signal.SIGSTOP)",
+    "the exit code of a signal": "import os\nos._exit(137)",
+    "the exit code of a box that fails": """
+import os
+os.write(2, b"bwrap: Can't create the namespace\\n")
+os._exit(1)
+""",
+    "no descriptors": "import os, time\nos.closerange(0, 4096)\ntime.sleep(20)",
+}
+
+
+@pytest.mark.parametrize("program", BOX_BREAKERS.values(), ids=BOX_BREAKERS.keys())
+def test_nothing_that_a_program_does_looks_like_a_fault_of_its_box(program: str):
+    assert grade(program, TOY, timeout=1.0).status == "fail"
+    assert grade_stdio(program, SUMS, timeout=1.0).status == "fail"
+
+
 FAULTS = {
     "an import that is missing": passing("assert add(1, 2) == 3", setup="import no_such_module"),
     "tests that do not compile": passing("assert add(1, 2) =="),
@@ -555,13 +616,13 @@ def box_of(script: str) -> int:
     raise AssertionError(f"no box of ours runs {script}")
 
 
-@pytest.mark.parametrize("script", ["tester.py", "candidate.py", "script.py"])
+@pytest.mark.parametrize("script", ["tester.pyc", "candidate.pyc", "script.pyc"])
 def test_a_box_that_is_killed_from_outside_is_no_verdict(script: str):
     verdicts: list[Verdict] = []
     program = "import time\ntime.sleep(20)"
     work: Callable[[], Verdict] = (
         (lambda: grade_stdio(program, ProgramTests(cases=(Case("", ""),)), timeout=30.0))
-        if script == "script.py"
+        if script == "script.pyc"
         else (lambda: grade(program, TOY, timeout=30.0))
     )
     thread = threading.Thread(target=lambda: verdicts.append(work()))

@@ -41,8 +41,10 @@ def test_every_rollout_gets_the_verdict_on_its_program():
     assert [v.status for v in verdicts] == [s for s in wanted for _ in "abc"] + ["no_answer"]
     assert [v.reward for v in verdicts] == [float(v.status == "pass") for v in verdicts]
     assert all(v.answer is None for v in verdicts)
-    assert verdicts[-1].feedback == "You ran out of room before you gave a final answer."
-    assert verdicts[6].feedback == "You gave no final answer."
+    assert verdicts[-1].feedback == (
+        "You ran out of room before you closed a fenced code block with a program."
+    )
+    assert verdicts[6].feedback == "You gave no fenced code block with a program."
 
 
 def test_hidden_tests_are_told_only_when_asked():
@@ -87,6 +89,12 @@ REFUSED = [
 def test_a_problem_that_its_own_solution_fails_is_refused_at_the_start(bad: Problem, cause: str):
     with pytest.raises(DataError, match=f"problem 'p': PassesTests cannot judge it: {cause}"):
         Judge(PassesTests(), [bad])
+
+
+def test_a_slow_solution_is_given_time_and_a_slow_answer_is_not():
+    slow = "```python\nimport time\ndef add(a, b):\n    time.sleep(0.6)\n    return a + b\n```"
+    judge = Judge(PassesTests(timeout=0.5), [problem(TESTS, slow)])
+    assert [v.status for v in judge([rollout(slow)])] == ["fail"]
 
 
 def test_solutions_are_left_alone_when_so_set():
