@@ -23,7 +23,7 @@ AGAINST = "evaluation sets, which should share no question with it"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says which side was at fault (see opd.errors)."""
-    options = parser().parse_args(arguments)
+    options = parsed(arguments)
     reach_own_parts()
     quieten()
     try:
@@ -36,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "opd: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
         )
         return 130
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, whose overrides may also stand after options."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    strays = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest and (strays or not hasattr(options, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(strays or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +67,18 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
     with_recipe(verb("train", run_train, "run a recipe, or take its run up again"))
-    with_recipe(verb("eval", run_eval, "measure a recipe's benchmarks on its model"))
+    measure = verb("eval", run_eval, "measure a model on benchmarks, or beside another model")
+    measure.add_argument(
+        "model",
+        help="a folder (model, adapter or run), a hub id, http://host:port/v1#name, or a recipe",
+    )
+    measure.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    measure.add_argument("--against", metavar="MODEL", help="a second model, on the same samples")
+    measure.add_argument(
+        "--suite", help="a file, or a name: of a suite (benchmarks, unless told) or a recipe"
+    )
+    measure.add_argument("--files", type=Path, help="a folder with the benchmarks' files")
+    measure.add_argument("--to", type=Path, help="the evaluation's folder; it is gone on with")
     sample = verb("sample", run_sample, "draw and judge rollouts, written to a file")
     with_recipe(sample)
     sample.add_argument("--to", type=Path, required=True, help="a new .jsonl file")
@@ -119,11 +142,19 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_eval(options: argparse.Namespace) -> int:
-    from opd.screen import accuracy_line
-    from opd.stored import evaluate
+    from transformers.utils.logging import disable_progress_bar
 
-    for measurement in evaluate(recipe_of(options)):
-        print(accuracy_line(measurement))
+    from opd.evaluate import measure
+
+    disable_progress_bar()
+    measure(
+        options.model,
+        options.against,
+        suite=options.suite,
+        overrides=options.overrides,
+        files=options.files,
+        to=options.to,
+    )
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
 from typing import ClassVar, TypeVar
@@ -34,6 +34,11 @@ class Reward(ABC):
 
     def check(self, problem: Problem) -> None:  # noqa: B027 (most problems need no check)
         """Raise ValueError when this reward could judge no response to `problem`."""
+
+    def provenance(self) -> Mapping[str, str]:
+        """What verdicts depend on besides this reward's settings, for every report: the versions of
+        its verifiers, and how programs are confined. Name to value."""
+        return {}
 
 
 class Judge:

@@ -12,28 +12,14 @@ from accelerate import Accelerator
 
 from opd.config import locate
 from opd.errors import DataError
-from opd.evaluation.evaluator import Measurement, measure
 from opd.learner.batch import assemble, to_device
 from opd.learner.learner import Learner
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.reward import Judge
 from opd.rollout.chat import Chat
-from opd.run import open_benchmark, open_learner, open_sampler
+from opd.run import open_learner, open_sampler
 from opd.types import Message, Prompt, Rollout, Verdict
-
-
-def evaluate(recipe: Recipe) -> list[Measurement]:
-    """Measure the recipe's benchmarks on its model as it stands on disk."""
-    if not recipe.benchmarks:
-        raise DataError("benchmarks: the recipe names none, so nothing can be measured; add one")
-    benchmarks = [open_benchmark(name, recipe) for name in recipe.benchmarks]
-    sampler = open_sampler(recipe)
-    sampling = recipe.evaluation.sampling or recipe.sampling
-    try:
-        return [measure(b, sampler, sampling, recipe.evaluation.samples) for b in benchmarks]
-    finally:
-        sampler.engine.close()
 
 
 def sample(recipe: Recipe, count: int, to: Path) -> int:

@@ -123,3 +123,23 @@ def mapping_at(tree: object, where: str) -> dict[str, object]:
 
 def joined(where: str, key: str | int) -> str:
     return f"{where}.{key}" if where else str(key)
+
+
+def first_difference(
+    then: object, now: object, where: str = ""
+) -> tuple[str, object, object] | None:
+    """The first key, in the order of `now`, at which two trees differ, with both values."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*now, *then]):
+            path = f"{where}.{key}" if where else str(key)
+            found = first_difference(then.get(key, "nothing"), now.get(key, "nothing"), path)
+            if found is not None:
+                return found
+        return None
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for index, pair in enumerate(zip(then, now, strict=True)):
+            found = first_difference(*pair, f"{where}.{index}")
+            if found is not None:
+                return found
+        return None
+    return None if then == now else (where or "the recipe", then, now)

@@ -1,10 +1,10 @@
-"""The share of responses that succeed, with an interval that knows which share a problem."""
+"""Shares over problems, with intervals that know which response belongs to which problem."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import comb, sqrt
 from statistics import fmean, variance
 
 from opd.errors import DataError
@@ -34,8 +34,36 @@ def mean_over_problems(successes: Sequence[Sequence[bool]]) -> Estimate:
         raise DataError(
             "the benchmark has no response with a verdict, so it has no accuracy; mend the reward"
         )
-    responses = sum(len(group) for group in successes)
-    return wilson(fmean(means), effective_trials(means, responses))
+    return share_over_problems(means, sum(len(group) for group in successes))
+
+
+def share_over_problems(values: Sequence[float], responses: int) -> Estimate:
+    """The mean of one value in [0, 1] a problem, which `responses` were drawn for in all.
+
+    Problems are what varies, so pass@k and maj@k get their interval from the spread of these values
+    as avg@k does: about 1.96 standard errors, and more than a point at 0 and 1.
+    """
+    return wilson(fmean(values), effective_trials(values, responses))
+
+
+def pass_at(k: int, count: int, successes: int) -> float:
+    """The chance that some of `k` responses out of `count`, of which `successes` passed, passes:
+    1 - C(count - successes, k) / C(count, k), unbiased. arXiv 2107.03374."""
+    assert 0 < k <= count, f"pass@{k} cannot be told from {count} responses"
+    return 1.0 - comb(count - successes, k) / comb(count, k)
+
+
+def majority(votes: Sequence[tuple[str, bool]]) -> float:
+    """maj@k of one problem: whether the most frequent answer is right; 0 without a vote.
+
+    A vote is an answer and whether it passed. Of answers that are equally frequent one is drawn in
+    thought: the value is the share of them that are right, so no order decides a tie.
+    """
+    tally: dict[str, list[bool]] = {}
+    for answer, passed in votes:
+        tally.setdefault(answer, []).append(passed)
+    most = max(map(len, tally.values()), default=0)
+    return fmean([fmean(group) for group in tally.values() if len(group) == most] or [0.0])
 
 
 def effective_trials(means: Sequence[float], responses: int) -> float:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opd.errors import DataError, OpdError, RecipeError
-from opd.tree import read_yaml, write_yaml
+from opd.tree import first_difference, read_yaml, write_yaml
 
 SCHEMA = 1
 LIBRARIES = ("opd", "torch", "transformers", "accelerate", "peft", "numpy", "safetensors")
@@ -257,33 +257,13 @@ def _keep_recipe(output: Path, recipe: Mapping[str, object]) -> None:
         staging.rename(path)
         return
     then, now = read_yaml(path.read_text(), str(path)), read_yaml(text, "the recipe")
-    difference = _first_difference(_without_output(then), _without_output(now))
+    difference = first_difference(_without_output(then), _without_output(now))
     if difference is not None:
         key, then, now = difference
         raise RecipeError(
             f"{output}: holds a run with {key}={then}, and this one has {key}={now}; "
             f"give another `output=`, or delete the folder"
         )
-
-
-def _first_difference(
-    then: object, now: object, where: str = ""
-) -> tuple[str, object, object] | None:
-    """The first key, in the order of `now`, at which two trees differ, with both values."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*now, *then]):
-            path = f"{where}.{key}" if where else str(key)
-            found = _first_difference(then.get(key, "nothing"), now.get(key, "nothing"), path)
-            if found is not None:
-                return found
-        return None
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for index, pair in enumerate(zip(then, now, strict=True)):
-            found = _first_difference(*pair, f"{where}.{index}")
-            if found is not None:
-                return found
-        return None
-    return None if then == now else (where or "the recipe", then, now)
 
 
 def _without_output(recipe: object) -> object:

@@ -66,6 +66,11 @@ class PassesTests(Reward):
             reveals_hidden=self.reveals_hidden_tests,
         )
 
+    def provenance(self) -> dict[str, str]:
+        # Not its proven layers: some come and go with the load of the machine.
+        found = isolation(self.otherwise)
+        return {"sandbox": found.stamp or found.tier}
+
     def check(self, problem: Problem) -> None:
         tests = problem.privileged.tests
         if tests is None or bool(tests.assertions) == bool(tests.cases):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
@@ -55,6 +56,9 @@ class Boxed(Reward):
 
     def check(self, problem: Problem) -> None:
         gold_answer(problem.privileged.answer or "")
+
+    def provenance(self) -> dict[str, str]:
+        return {"math-verify": version("math-verify")}
 
 
 def grade(
