@@ -19,9 +19,11 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"
 
 UNUSED = {
     "Answer": "a view to set against the whole solution",
+    "ArithmeticMean": "what AlignedMean is to be set against",
     "Confidence": "with Only, the weights of a recipe that mixes reinforcing and distilling",
     "Feedback": "the grader's words, for a model that reads English",
     "FirstOf": "with Feedback: a sibling, or else what went wrong",
+    "GeometricMean": "what AlignedMean is to be set against",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "Linear": "an override of any coefficient or learning rate",
     "Live": "the teacher that lags by nothing, to set against EMA",
@@ -29,6 +31,7 @@ UNUSED = {
     "SampledReverseKL": "the cheap estimate to set against Distill",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",
+    "Tempered": "a sharper or flatter teacher under any divergence",
     "TotalVariation": "a divergence to compare",
     "Warmup": "an override of any learning rate",
 }
