@@ -19,8 +19,9 @@ ulimit -H -t "$((seconds + 1))"
 ulimit -v "$memory"
 printf . >&"$ready"
 exec {ready}>&-
-# By exec, since a plain background job would ignore two signals.
-(exec "$@") <&0 &
+# A background job would ignore two signals, and so do we when we were started as one: a shell cannot
+# undo what it was born with.
+env --default-signal=INT,QUIT "$@" <&0 &
 for move in 0 1 2 $moves; do
   eval "exec ${move%:*}<&-"
 done

@@ -323,3 +323,14 @@ def test_groups_are_taken_again_and_removed() -> None:
     )
     made = done.stdout.split()
     assert made and not any(map(os.path.exists, made))
+
+
+def test_signals_end_a_program_as_usual_though_we_ignore_them() -> None:
+    """As in whatever a shell has started in the background."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        text = b"import signal; print(signal.getsignal(signal.SIGINT).__name__)"
+        outcome = run(("python", "-I", "-S", "main.py"), files={"main.py": text})
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert outcome.stdout == b"default_int_handler\n", outcome
