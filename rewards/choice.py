@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -60,8 +59,8 @@ def judged(given: str | None, right: Sequence[str], rollout: Rollout) -> Verdict
         return Verdict("fail", 0.0, "You chose more than one answer.")
     if not letters:
         return wrong(given)
-    verdict = Verdict("pass", 1.0) if letters == right else wrong(letters[0])
-    return replace(verdict, answer=letters[0])
+    (letter,) = set(letters)
+    return Verdict("pass", 1.0, answer=letter) if letters == right else wrong(letter, answer=letter)
 
 
 def given(rollout: Rollout) -> str | None:

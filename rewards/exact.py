@@ -39,12 +39,13 @@ class Exact(Reward):
 def compared(given: str | None, right: str, rollout: Rollout) -> Verdict:
     if not given:
         return unanswered(rollout)
-    return Verdict("pass", 1.0) if given == right else wrong(given)
+    return Verdict("pass", 1.0, answer=given) if given == right else wrong(given, answer=given)
 
 
-def wrong(given: str, fault: str = "is wrong") -> Verdict:
+def wrong(given: str, fault: str = "is wrong", answer: str | None = None) -> Verdict:
+    """What was `given`, quoted with its fault; `answer` is what a majority counts it as."""
     cut = given[:QUOTED_CHARACTERS] + ("..." if len(given) > QUOTED_CHARACTERS else "")
-    return Verdict("fail", 0.0, f"Your answer {cut!r} {fault}.")
+    return Verdict("fail", 0.0, f"Your answer {cut!r} {fault}.", answer)
 
 
 def unanswered(rollout: Rollout) -> Verdict:

@@ -45,7 +45,10 @@ def judged(given: str | None, right: Fraction | None, rollout: Rollout) -> Verdi
     if not given:
         return unanswered(rollout)
     value = number(given)
-    return wrong(given) if value is None or value != right else Verdict("pass", 1.0)
+    if value is None:
+        return wrong(given, answer=given)
+    same = str(value)
+    return Verdict("pass", 1.0, answer=same) if value == right else wrong(given, answer=same)
 
 
 def final_answer(rollout: Rollout) -> str | None:

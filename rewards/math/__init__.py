@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from importlib.metadata import version
@@ -91,7 +91,7 @@ def grade(
         return Verdict("no_verdict", 0.0)
     if found.is_equal:
         return Verdict("pass", 1.0, answer=found.canonical)
-    return replace(wrong(", ".join(given), found.fault), answer=found.canonical)
+    return wrong(", ".join(given), found.fault, found.canonical)
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,17 @@ def test_feedback_says_what_went_wrong():
 
 
 @pytest.mark.parametrize(
+    ("reward", "texts"),
+    [(Exact(), ["#14", "# 14 ", "7#14"]), (Number(), ["\\boxed{1/2}", "#### 0.50", "it is .5"])],
+)
+def test_equal_answers_are_one_text_for_a_majority(reward: Reward, texts: list[str]):
+    for right in ("0.5", "14", "3"):
+        assert len({verdict(reward, right, text).answer for text in texts}) == 1
+    assert verdict(reward, "3", texts[0]).answer != verdict(reward, "3", "#### 3").answer
+    assert verdict(reward, "3", "none").answer is None
+
+
+@pytest.mark.parametrize(
     ("reward", "answer"), [(Exact(), None), (Exact(), " "), (Number(), None), (Number(), "many")]
 )
 def test_a_problem_that_cannot_be_judged_is_refused_at_the_start(
