@@ -61,6 +61,12 @@ class Connection:
         self.end.close()
 
 
+def plain_environment() -> dict[str, str]:
+    """Ours, without the libraries that it would load into every process (vLLM asks for some)."""
+    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return {**own, "OMP_NUM_THREADS": "1"}
+
+
 class Nursery:
     """The process that workers are forked from, and that alone may kill them."""
 
@@ -74,7 +80,7 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env=plain_environment(),
             )
         self.control = Connection(ours)
         self._lock = threading.Lock()

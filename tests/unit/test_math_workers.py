@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from opd.config import ROOT
 from opd.types import Verdict
@@ -197,7 +198,8 @@ def test_bombs_in_a_process_pool(method: str):
             check_asked(list(children.map(asked, BOMBS)))
         ids = set(children.map(own_id, range(20)))
         owned = {child for parent in ids for child in processes(parent)}
-        assert len(owned) >= 2 * len(ids)
+        # Each has a nursery, and a worker unless the last bomb has cost it.
+        assert len(owned) >= len(ids)
     wait_until(lambda: not any(map(is_alive, owned)))
     assert processes(os.getpid()) == processes_before
 
@@ -261,8 +263,15 @@ def test_a_worker_that_dies_at_its_first_work_gives_no_verdict():
     mine.close()
 
 
-def test_a_worker_holds_little_and_knows_nothing_of_torch():
-    pool.ask({"golds": ["x+1"], "given": "1+x"}, 30)
+def test_a_worker_holds_little_and_knows_nothing_of_torch(monkeypatch: pytest.MonkeyPatch):
+    library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
+    monkeypatch.setenv("LD_PRELOAD", str(library))  # as vLLM does with one of torch's on a CPU
+    with own_pool() as mine:
+        mine.ask({"golds": ["x+1"], "given": "1+x"}, 30)
+        check_workers()
+
+
+def check_workers() -> None:
     for worker in workers(os.getpid()):
         limits = Path(f"/proc/{worker}/limits").read_text()
         assert f"Max address space         {pool.MEMORY}" in limits
