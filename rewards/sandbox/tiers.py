@@ -26,8 +26,9 @@ from rewards.sandbox.spawn import Tier
 logger = logging.getLogger(__name__)
 
 Otherwise = Literal["refuse", "external", "unsandboxed"]
-"""What may stand in where bubblewrap does not work: nothing; a boundary around this whole machine
-that the user vouches for; nothing at all, which the environment has to accept as well."""
+"""What may stand in where bubblewrap does not work: Landlock alone; a boundary around this whole
+machine that the user vouches for; where Landlock does not work either, nothing at all, which the
+environment has to accept as well."""
 
 ACCEPTANCE = "OPD_RUN_UNSANDBOXED"
 PROBE = Path(__file__).with_name("probe.py")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import select
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,10 @@ def stand_in() -> Iterator[None]:
             assert found is not None
             Path(name, program).symlink_to(found)
         patch.setenv("PATH", name)
+        # of our own, so that what others leave is not taken for ours
+        boxes = Path(name, "boxes")
+        boxes.mkdir(mode=0o755)
+        patch.setattr(tempfile, "tempdir", str(boxes))
         try:
             landlock.check()
         except SandboxError as error:
@@ -212,6 +217,41 @@ def test_processes_are_capped_loosely(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < int(outcome.stdout) <= 32 + landlock.SPARE_PROCESSES, outcome
 
 
+def test_what_is_given_goes_in_and_what_is_said_comes_out() -> None:
+    (out_reader, out_writer), (in_reader, in_writer) = os.pipe(), os.pipe()
+    text = (
+        "import os\nos.write(4, os.read(3, 5).upper())\nos.close(4)\n"
+        "os.read(3, 5)\nprint(input(), open('a/b').read())"
+    )
+    given = {3: in_reader, 4: out_writer}
+    box = start(python(text), files={"a/b": b"one"}, stdin=b"two\n", descriptors=given)
+    os.close(out_writer)
+    os.write(in_writer, b"hello")
+    assert os.read(out_reader, 10) == b"HELLO"
+    assert select.select([out_reader], [], [], 5)[0], "the launcher kept a copy"
+    assert os.read(out_reader, 10) == b""
+    os.write(in_writer, b"again")
+    outcome = box.wait()
+    assert (outcome.ending, outcome.code, outcome.stdout) == ("exit", 0, b"two one\n"), outcome
+    for descriptor in (out_reader, in_reader, in_writer):
+        os.close(descriptor)
+    for code in (0, 3, 127):
+        assert (ended := run(("bash", "-c", f"exit {code}"))).code == code, ended
+    assert run(("no-such-command",)).code == 127
+
+
+def test_the_program_keeps_no_signal_of_the_launcher() -> None:
+    shown = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    assert run(python(shown)).stdout == b"set()\n"
+    # a shell that inherits an ignored one cannot set it again
+    assert run(("bash", "-c", "trap 'exit 3' PIPE; kill -PIPE $$")).code == 3
+
+
+def test_a_group_that_is_not_there_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "groups", lambda: None)
+    assert tried("landlock").layers == REQUIRED
+
+
 def test_nothing_outlives_a_deadline_or_a_caller(host: Host) -> None:
     assert run(python(DAEMON + "time.sleep(99)", host.mark), limits=Limits(seconds=0.5)).code == 9
     assert not survivors(host.mark)
@@ -325,7 +365,10 @@ def for_all() -> Iterator[dict[str, str]]:
         shutil.copy(ROOT / "opd" / "errors.py", folder / "opd")
         shutil.copy(pyseccomp.__file__, folder)
         subprocess.run(["/usr/bin/chmod", "-R", "a+rX", name], check=True)
-        yield {"PATH": os.environ["PATH"], "PYTHONPATH": name}
+        scratch = folder / "tmp"
+        scratch.mkdir()
+        scratch.chmod(0o1777)
+        yield {"PATH": os.environ["PATH"], "PYTHONPATH": name, "TMPDIR": str(scratch)}
 
 
 def other(
@@ -387,6 +430,3 @@ def test_a_box_dies_with_us(for_all: dict[str, str]) -> None:
     while survivors(mark) and time.monotonic() < latest:
         time.sleep(0.02)
     assert not survivors(mark)
-    # nobody is left to remove its folder
-    for folder in Path(tempfile.gettempdir()).glob("opd-box-*"):
-        shutil.rmtree(folder)
