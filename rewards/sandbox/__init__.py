@@ -56,7 +56,7 @@ def start(
     number inside to one of ours, copied at once; nothing else is inherited. `otherwise` says what
     may stand in where bubblewrap does not work. Raises SandboxError when nothing may.
     """
-    is_boxed = isolation(otherwise).tier == "bwrap"
+    tier = isolation(otherwise).tier
     return launch(
-        command, files=files, stdin=stdin, limits=limits, descriptors=descriptors, is_boxed=is_boxed
+        command, files=files, stdin=stdin, limits=limits, descriptors=descriptors, tier=tier
     )

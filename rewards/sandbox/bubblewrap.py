@@ -42,6 +42,7 @@ ENVIRONMENT = {  # all of it
     "OPENBLAS_NUM_THREADS": "1",
 }
 DEVICES = ("null", "zero", "random", "urandom")
+PACKAGES = {"bwrap": "bubblewrap", "bash": "bash", "rm": "coreutils", "sleep": "coreutils"}
 READ_ONLY = ("--remount-ro", "/")
 FIRST_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 NAMESPACE_SCRIPT = """
@@ -137,7 +138,7 @@ def link_to_interpreter() -> tuple[str, ...]:
 def executable(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        package = {"bwrap": "bubblewrap", "bash": "bash"}.get(name, "util-linux")
+        package = PACKAGES.get(name, "util-linux")
         raise SandboxError(f"{name} is not on the PATH; apt-get install {package}")
     return found
 

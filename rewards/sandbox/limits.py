@@ -18,11 +18,11 @@ class Limits:
     memory: int = 1 << 30
     """Bytes of address space of each process; of the whole box where cgroups can be written."""
     processes: int = 32
-    """Processes and threads at a time."""
+    """Processes and threads at a time; a few hundred more by Landlock, which shares a user."""
     output: int = 1 << 20
     """Bytes of standard output, and as many of standard error."""
     disk: int = 64 << 20
-    """Bytes of /tmp, and as many of /dev/shm."""
+    """Bytes of /tmp, and as many of /dev/shm; by Landlock, of each file."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds) and self.seconds >= 0):

@@ -1,11 +1,13 @@
 """Runs inside a box and tries what it should not be able to do; prints what it found as JSON.
 
-Given on standard input: `secrets`, files of the host; `port`, a listener of the host; `forks`;
-`touch`, bytes that a few children use at the same time.
+Given on standard input: `secrets`, files of the host; `port`, a listener of the host; `victim`, a
+process of the host; `namespaces`, their names; `places`, folders to write to; `fillable`, folders
+to fill; `forks`; `touch`, bytes that a few children use at the same time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import mmap
@@ -30,10 +32,24 @@ def code_of(call, *given):
 
 
 def identities():
-    with open("/proc/self/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    names = ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp")
-    return {"uid": os.getuid(), **{name: int(fields[name], 16) for name in names}}
+    """From the kernel itself, since /proc may be closed."""
+    libc = ctypes.CDLL(None)
+    capabilities = (ctypes.c_uint32 * 6)()
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    assert libc.capget(header, capabilities) == 0, "the kernel tells every process its own"
+    words = list(capabilities)
+    return {
+        "uid": os.getuid(),
+        "CapEff": any(words[0::3]),
+        "CapPrm": any(words[1::3]),
+        "CapBnd": any(libc.prctl(23, number) == 1 for number in range(64)),
+        "NoNewPrivs": libc.prctl(39, 0, 0, 0, 0),
+        "Seccomp": libc.prctl(21, 0, 0, 0, 0),
+    }
+
+
+def is_open(number):
+    return not code_of(os.fstat, number)
 
 
 def connect(port):
@@ -42,15 +58,56 @@ def connect(port):
         caller.connect(("127.0.0.1", port))
 
 
-def readable(secrets):
-    places = [place for name in secrets for place in (name, f"/proc/1/root{name}")]
-    return [place for place in places if os.path.exists(place)]
+def ways_to(secrets):
+    return [place for name in secrets for place in (name, f"/proc/1/root{name}")]
+
+
+def changed(secrets):
+    """What a program gets done to files of the host."""
+    calls = {
+        "read": lambda name: open(name, "rb").close(),
+        "write": lambda name: open(name, "r+b").close(),
+        "cut": lambda name: os.truncate(name, 0),
+        "mode": lambda name: os.chmod(name, 0o666),
+        "time": os.utime,
+        "name": lambda name: os.rename(name, name + "-moved"),
+        "remove": os.unlink,
+    }
+    tries = [(done, place) for place in ways_to(secrets) for done in calls]
+    return [done for done, place in tries if not code_of(calls[done], place)]
+
+
+def reached(victim):
+    """What a program gets done to a process of its user outside."""
+    calls = {
+        "signal": lambda: os.kill(victim, 0),
+        "limit": lambda: resource.prlimit(victim, resource.RLIMIT_CORE),
+        "cores": lambda: os.sched_setaffinity(victim, os.sched_getaffinity(0)),
+        "precedence": lambda: os.setpriority(os.PRIO_PROCESS, victim, 19),
+        "memory": lambda: open(f"/proc/{victim}/maps").close(),
+    }
+    return [done for done, call in calls.items() if not code_of(call)]
 
 
 def writable_mounts():
-    with open("/proc/self/mountinfo") as file:
-        fields = [line.split() for line in file]
+    """None where they are not shown."""
+    try:
+        with open("/proc/self/mountinfo") as file:
+            fields = [line.split() for line in file]
+    except PermissionError:
+        return None
     return sorted(field[4] for field in fields if "ro" not in field[5].split(","))
+
+
+def writable(places):
+    """Folders in which a file can be made."""
+    made = []
+    for place in places:
+        name = f"{place}/opd-probe-{os.getpid()}"
+        if not code_of(lambda name=name: open(name, "xb").close()):
+            os.unlink(name)
+            made.append(place)
+    return made
 
 
 def fill(folder):
@@ -100,22 +157,27 @@ def killed_for_memory(size):
 
 def main():
     given = json.load(sys.stdin)
+    scratch = os.environ.get("TMPDIR", "/tmp")
     found = {
-        "descriptors": sorted(map(int, os.listdir("/proc/self/fd")))[:-1],
+        "descriptors": list(filter(is_open, range(1 << 12))),
         "environment": sorted(os.environ),
         "namespaces": {
-            name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")
+            name: os.stat(f"/proc/self/ns/{name}").st_ino for name in given["namespaces"]
         },
         "identities": identities(),
-        "secrets": readable(given["secrets"]),
-        "writable": writable_mounts(),
+        "secrets": list(filter(os.path.exists, ways_to(given["secrets"]))),
+        "changed": changed(given["secrets"]),
+        "reached": reached(given["victim"]),
+        "mounts": writable_mounts(),
+        "writable": writable([*given["places"], scratch]),
+        "scratch": scratch,
         "connect": code_of(connect, given["port"]),
         "memory file": code_of(os.memfd_create, "held"),
         "limits": {
             name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in RESOURCES
         },
         "large": code_of(mmap.mmap, -1, 1 << 29),
-        "fill": {folder: fill(folder) for folder in ("/tmp", "/dev/shm")},
+        "fill": {folder: fill(folder) for folder in given["fillable"]},
         "forks": forks(given["forks"]),
         "killed": killed_for_memory(given["touch"]),
     }

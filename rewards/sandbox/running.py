@@ -19,7 +19,7 @@ from types import MappingProxyType
 from opd.errors import SandboxError
 from rewards.sandbox.cgroup import Group, groups
 from rewards.sandbox.limits import Ending, Limits, Outcome
-from rewards.sandbox.spawn import HIGH, Job, Spawned, spawn
+from rewards.sandbox.spawn import HIGH, Job, Spawned, Tier, spawn
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def launch(
     stdin: bytes = b"",
     limits: Limits | None = None,
     descriptors: Mapping[int, int] = NO_DESCRIPTORS,
-    is_boxed: bool = True,
+    tier: Tier = "bwrap",
 ) -> Running:
     """What `rewards.sandbox.start` does, without asking whether the box holds."""
     if not all(3 <= inside < HIGH for inside in descriptors):
@@ -54,7 +54,7 @@ def launch(
         for inside, ours in descriptors.items():
             moves[inside] = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, HIGH)
             belongings.callback(os.close, moves[inside])
-        job = Job(tuple(command), files, stdin, limits or Limits(), moves, is_boxed)
+        job = Job(tuple(command), files, stdin, limits or Limits(), moves, tier)
         return Running(job, belongings.pop_all())
 
 
@@ -96,7 +96,7 @@ class Running:
             if self._init is not None:
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
             elif self._spawned is not None and self._spawned.process.returncode is None:
-                os.killpg(self._spawned.process.pid, signal.SIGKILL)
+                os.killpg(self._spawned.process.pid, self._spawned.fatal)
 
     def _live(self) -> None:
         outcome = None
@@ -192,7 +192,7 @@ class Running:
         try:
             spawned.process.wait(ENDING_SECONDS)
         except TimeoutExpired:
-            logger.warning("a box did not end when it was killed; killing bubblewrap itself")
+            logger.warning("a box did not end when it was killed; killing its parent")
             spawned.process.kill()
             spawned.process.wait(ENDING_SECONDS)
         if self._init is not None:
@@ -209,7 +209,7 @@ class Running:
         status = spawned.process.returncode
         if self._is_killed:
             return "signal"
-        if self._started is None or (self._job.is_boxed and status < 0):
+        if self._started is None or (self._job.is_contained and status < 0):
             return "fault"
         if self._is_over():
             return "output"
@@ -228,7 +228,7 @@ class Running:
 @contextmanager
 def grouped(job: Job) -> Iterator[Group | None]:
     """A control group for the job, where there is one."""
-    ours = groups() if job.is_boxed else None
+    ours = groups() if job.is_contained else None
     if ours is None:
         yield None
         return

@@ -8,15 +8,19 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import Literal
 
-from rewards.sandbox import bubblewrap, system_calls
+from rewards.sandbox import bubblewrap, landlock, system_calls
 from rewards.sandbox.cgroup import Group
 from rewards.sandbox.interpreter import interpreter
 from rewards.sandbox.limits import Limits
 
+Tier = Literal["bwrap", "landlock", "external", "none"]
+"""What stands between a program and this machine; nothing of ours in the last two."""
 SHIM = Path(__file__).with_name("shim.sh").read_text()
 ENTER = 'for file in $1; do echo 0 >"$file"; done; shift; exec "$@"'
 HIGH = 100
@@ -34,8 +38,12 @@ class Job:
     limits: Limits
     moves: Mapping[int, int]
     """The number inside to our descriptor, which is at least HIGH."""
-    is_boxed: bool
-    """Whether bubblewrap is there; otherwise only the limits of a process hold."""
+    tier: Tier
+
+    @property
+    def is_contained(self) -> bool:
+        """Whether a process of ours stands around the program; otherwise only limits hold."""
+        return self.tier in ("bwrap", "landlock")
 
 
 @dataclass(frozen=True)
@@ -44,29 +52,34 @@ class Spawned:
 
     process: subprocess.Popen[bytes]
     readers: Mapping[str, int]
-    """Descriptors that do not block: stdout, stderr, ready and, of a box, info."""
+    """Descriptors that do not block: stdout, stderr, ready and, of bubblewrap, info."""
+    fatal: int
+    """The signal that ends it: SIGTERM where it must end others first."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to run what is in a box."""
+
+    command: list[str]
+    passed: Sequence[int]
+    folder: str = "/"
+    environment: Mapping[str, str] = field(default_factory=lambda: bubblewrap.ENVIRONMENT)
 
 
 def spawn(job: Job, group: Group | None, belongings: ExitStack) -> Spawned:
     """`belongings` closes what must stay until the end. Raises OSError when the machine is full."""
     with ExitStack() as until_started:
         readers, writers = {}, {}
-        for name in ("stdout", "stderr", "ready", *(["info"] if job.is_boxed else [])):
+        for name in ("stdout", "stderr", "ready", *(["info"] if job.tier == "bwrap" else [])):
             readers[name], writers[name] = pipe(belongings, until_started)
-        command = [interpreter().executable if job.command[0] == "python" else job.command[0]]
-        command = shimmed([*command, *job.command[1:]], job, writers["ready"])
-        passed = [writers["ready"], *job.moves.values()]
-        folder = "/"
-        if job.is_boxed:
-            files = {name: memory_file(text, until_started) for name, text in job.files.items()}
-            seccomp = memory_file(system_calls.program(), until_started)
-            info = writers["info"]
-            command = bubblewrap.command(
-                command, files=files, limits=job.limits, info=info, seccomp=seccomp
-            )
-            passed += [*files.values(), seccomp, info]
+        if job.tier == "bwrap":
+            start = boxed(job, writers, until_started)
+        elif job.tier == "landlock":
+            start = supervised(job, writers["ready"], until_started, belongings)
         else:
-            folder = folder_with(job.files, belongings)
+            start = bare(job, writers["ready"], belongings)
+        command = start.command
         if group is not None:
             enter = [bubblewrap.executable("bash"), "-c", ENTER, "enter", " ".join(group.entries)]
             command = [*enter, *command]
@@ -75,28 +88,61 @@ def spawn(job: Job, group: Group | None, belongings: ExitStack) -> Spawned:
             stdin=sealed(memory_file(job.stdin, until_started)),
             stdout=writers["stdout"],
             stderr=writers["stderr"],
-            pass_fds=passed,
-            cwd=folder,
-            env=dict(bubblewrap.ENVIRONMENT),
+            pass_fds=[writers["ready"], *job.moves.values(), *start.passed],
+            cwd=start.folder,
+            env=dict(start.environment),
             start_new_session=True,
         )
-    return Spawned(process, readers)
+    return Spawned(process, readers, SIGTERM if job.tier == "landlock" else SIGKILL)
 
 
-def shimmed(command: Sequence[str], job: Job, ready: int) -> list[str]:
+def boxed(job: Job, writers: Mapping[str, int], until_started: ExitStack) -> Start:
+    files = {name: memory_file(text, until_started) for name, text in job.files.items()}
+    seccomp = memory_file(system_calls.program(), until_started)
+    info = writers["info"]
+    inner = shimmed(job, writers["ready"])
+    command = bubblewrap.command(inner, files=files, limits=job.limits, info=info, seccomp=seccomp)
+    return Start(command, [*files.values(), seccomp, info])
+
+
+def supervised(job: Job, ready: int, until_started: ExitStack, belongings: ExitStack) -> Start:
+    folder = belongings.enter_context(landlock.workplace(job.files))
+    descriptors = {
+        "seccomp": memory_file(system_calls.program(shares_host=True), until_started),
+        "rules": landlock.rules(folder, until_started),
+        "signals": landlock.signals(until_started),
+    }
+    high = {name: raised(number, until_started) for name, number in descriptors.items()}
+    command = landlock.command(
+        asked(job), settings={**high, "ready": ready}, moves=job.moves, limits=job.limits
+    )
+    where = str(folder / "box")
+    return Start(command, [*high.values()], where, landlock.environment(folder))
+
+
+def bare(job: Job, ready: int, belongings: ExitStack) -> Start:
+    return Start(shimmed(job, ready), (), folder_with(job.files, belongings))
+
+
+def asked(job: Job) -> list[str]:
+    program = interpreter().executable if job.command[0] == "python" else job.command[0]
+    return [program, *job.command[1:]]
+
+
+def shimmed(job: Job, ready: int) -> list[str]:
     limits = job.limits
     numbers = (
         limits.memory // 1024,
         ceil(limits.seconds) + 1,
         ceil(limits.disk / 1024),
         # The shim is one too. Outside a box all processes of the user would be counted.
-        limits.processes + 1 if job.is_boxed else "",
+        limits.processes + 1 if job.tier == "bwrap" else "",
     )
     moves = " ".join(f"{inside}:{ours}" for inside, ours in job.moves.items())
     # where it really is, since a box shows no other folder
     bash = os.path.realpath(bubblewrap.executable("bash"))
     shim = [bash, "-c", SHIM, "shim", str(ready), moves]
-    return [*shim, *map(str, numbers), *command]
+    return [*shim, *map(str, numbers), *asked(job)]
 
 
 def pipe(belongings: ExitStack, until_started: ExitStack) -> tuple[int, int]:
@@ -106,9 +152,14 @@ def pipe(belongings: ExitStack, until_started: ExitStack) -> tuple[int, int]:
     until_started.callback(os.close, writer)
     os.set_blocking(reader, False)
     # Only the numbers of what goes through to the program's shim matter, but then of all alike.
-    high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, HIGH)
-    until_started.callback(os.close, high)
-    return reader, high
+    return reader, raised(writer, until_started)
+
+
+def raised(descriptor: int, until: ExitStack) -> int:
+    """A copy that collides with none inside."""
+    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, HIGH)
+    until.callback(os.close, high)
+    return high
 
 
 def memory_file(content: bytes, until: ExitStack) -> int:

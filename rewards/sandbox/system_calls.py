@@ -27,6 +27,19 @@ DENIED = (
     "quotactl quotactl_fd syslog settimeofday clock_settime clock_adjtime adjtimex sethostname "
     "setdomainname iopl ioperm modify_ldt vhangup personality mbind move_pages migrate_pages",
 )
+DENIED_ON_HOST = (
+    # what a user may change of his own files without opening them, of which Landlock knows nothing
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat utimensat "
+    "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat "
+    "file_setattr inotify_add_watch",
+    # objects that processes of one user share by number or name
+    "shmctl msgctl msgsnd msgrcv semctl semop semtimedop mq_open mq_unlink",
+    # his other processes
+    "setpriority ioprio_set process_mrelease",
+)
+"""Where a program is in no namespaces of its own, these too."""
+OF_ITSELF = "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr"
+"""There, calls that may name no other process: their first argument is 0."""
 NUMBERS = {
     "io_uring_setup": 425,
     "io_uring_enter": 426,
@@ -43,6 +56,11 @@ NUMBERS = {
     "mount_setattr": 442,
     "quotactl_fd": 443,
     "memfd_secret": 447,
+    "process_mrelease": 448,
+    "fchmodat2": 452,
+    "setxattrat": 463,
+    "removexattrat": 466,
+    "file_setattr": 469,
 }
 """Calls that an old libseccomp may not know by name: one number on every architecture."""
 NEW_NAMESPACES = (0x00000080, 0x00020000, 0x02000000, 0x04000000, 0x08000000)
@@ -54,8 +72,11 @@ TERMINAL_INPUT = (0x5412, 0x541C)
 
 
 @cache
-def program() -> bytes:
-    """The filter as BPF. Raises SandboxError without libseccomp."""
+def program(*, shares_host: bool = False) -> bytes:
+    """The filter as BPF, for a program in namespaces of its own or in the host's.
+
+    Raises SandboxError without libseccomp.
+    """
     try:
         import pyseccomp as seccomp
     except (ImportError, RuntimeError, OSError) as error:
@@ -64,7 +85,8 @@ def program() -> bytes:
         ) from None
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     denied = seccomp.ERRNO(errno.EPERM)
-    for name in " ".join(DENIED).split():
+    names = (*DENIED, *DENIED_ON_HOST) if shares_host else DENIED
+    for name in " ".join(names).split():
         rules.add_rule(denied, number(name, seccomp))
     # Its flags lie in memory, where a filter cannot look; libraries then take clone.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number("clone3", seccomp))
@@ -74,6 +96,8 @@ def program() -> bytes:
         # the kernel reads 32 bits of it
         asked = seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
         rules.add_rule(denied, "ioctl", asked)
+    for name in OF_ITSELF.split() if shares_host else ():
+        rules.add_rule(denied, name, seccomp.Arg(0, seccomp.NE, 0))
     place = os.memfd_create("seccomp")
     with os.fdopen(place, "w+b") as file:
         rules.export_bpf(file)
