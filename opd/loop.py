@@ -186,6 +186,7 @@ def close(run: Run) -> Mapping[str, Any]:
         "steps": progress.step,
         "seed": recipe.seed,
         "versions": library_versions(),
+        "verdicts": dict(recipe.reward.provenance()),
     }
     if run.accelerator.is_main_process:
         save_causal(run.learner.model, output / "model")

@@ -137,6 +137,8 @@ class Summary:
     seed: int | None = None
     learner_tokens: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """What they depend on: see Reward.provenance."""
 
 
 def write_report(run: Path) -> Path:

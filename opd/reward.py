@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from opd.errors import DataError, SandboxError
 from opd.privileged import Problem
@@ -22,9 +22,11 @@ Made = TypeVar("Made")
 class Reward(ABC):
     """Compares responses with the privileged side of their problem."""
 
-    concurrency: ClassVar[int] = 1
-    """How many problems are judged at once, each in a thread of its own. More than 1 helps a reward
-    that waits for other processes, and asks of it to be safe from any thread."""
+    @property
+    def concurrency(self) -> int:
+        """How many problems are judged at once, each in a thread of its own. More than 1 helps a
+        reward that waits for other processes, and asks of it to be safe from any thread."""
+        return 1
 
     @abstractmethod
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:

@@ -66,6 +66,11 @@ class Screen:
             f"{summary.get('generated_tokens', 0):,} generated tokens, "
             f"{summary.get('seconds', 0.0):.0f} seconds"
         )
+        verdicts = summary.get("verdicts")
+        if isinstance(verdicts, Mapping) and verdicts:
+            self.say(
+                f"verdicts: {', '.join(f'{name} {found}' for name, found in verdicts.items())}"
+            )
 
     def close(self) -> None:
         if self._live is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import regex
 from pydantic import field_validator
@@ -109,3 +109,10 @@ class Format(Reward):
             raise ValueError("Format has no forms to demand; name one")
         if self.reward is not None:
             self.reward.check(problem)
+
+    @property
+    def concurrency(self) -> int:
+        return 1 if self.reward is None else self.reward.concurrency
+
+    def provenance(self) -> Mapping[str, str]:
+        return {} if self.reward is None else self.reward.provenance()

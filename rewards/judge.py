@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,8 @@ CONTROL = re.compile(r"<(?=[|\uff5c/]|\w+>)|\[(?=/?[A-Z_]{3,}\])")
 
 LARGEST_REPLY = 1 << 20
 """Bytes."""
+AT_ONCE = 8
+"""Requests."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds before a request is sent again, doubled from one time to the next."""
 
@@ -72,8 +74,6 @@ class ModelJudge(Reward):
     `no_verdict`. Judgements are deterministic once they are in the cache. After arXiv 2306.05685;
     the wording is ours.
     """
-
-    concurrency: ClassVar[int] = 8
 
     base_url: str
     """Up to and without `/chat/completions`, such as http://localhost:8000/v1."""
@@ -107,6 +107,10 @@ class ModelJudge(Reward):
         if set(Template(template).get_identifiers()) != MARKS:
             raise ValueError("a template holds $question, $reference and $response, no more")
         return template
+
+    @property
+    def concurrency(self) -> int:
+        return AT_ONCE
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         # A thread of its own, because the caller's may have an event loop that is running.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -30,7 +30,6 @@ class PassesTests(Reward):
     cannot be asked between boxes (callbacks, arguments changed in place), or they are wrong.
     """
 
-    concurrency: ClassVar[int] = os.cpu_count() or 1
     timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Seconds that a program has for all assertions together, or for one case."""
     memory: Annotated[int, Field(ge=64, le=65536)] = 1024
@@ -65,6 +64,10 @@ class PassesTests(Reward):
             otherwise=self.otherwise,
             reveals_hidden=self.reveals_hidden_tests,
         )
+
+    @property
+    def concurrency(self) -> int:
+        return os.cpu_count() or 1
 
     def provenance(self) -> dict[str, str]:
         # Not its proven layers: some come and go with the load of the machine.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, cast
 
 from pydantic import Field
 
@@ -34,7 +34,6 @@ class Boxed(Reward):
     verdict; what would obviously miss it is refused before, as work left undone.
     """
 
-    concurrency: ClassVar[int] = pool.SIZE
     deadline: Annotated[float, Field(gt=0)] = DEADLINE
     """Seconds that a comparison may take."""
     takes_unboxed: bool = False
@@ -56,6 +55,10 @@ class Boxed(Reward):
 
     def check(self, problem: Problem) -> None:
         gold_answer(problem.privileged.answer or "")
+
+    @property
+    def concurrency(self) -> int:
+        return pool.SIZE
 
     def provenance(self) -> dict[str, str]:
         return {"math-verify": version("math-verify")}

@@ -104,3 +104,21 @@ def test_a_recipe_names_forms():
     with pytest.raises(RecipeError, match=r"reward\.forms\.0\.pattern: is no regular expression"):
         forms[0] = {"name": "Matches", "pattern": "("}
         build(Reward, tree, "reward")
+
+
+def test_what_verdicts_depend_on_is_told_through_a_form():
+    """A report must carry the stamp of programs that ran without a box, whatever wraps the reward."""
+
+    class Stamped(Number):
+        @property
+        def concurrency(self) -> int:
+            return 3
+
+        def provenance(self) -> dict[str, str]:
+            return {"sandbox": "UNSANDBOXED"}
+
+    wrapped = Format(forms=(OneBox(),), reward=Stamped())
+    assert wrapped.provenance() == {"sandbox": "UNSANDBOXED"}
+    assert wrapped.concurrency == 3
+    alone = Format(forms=(OneBox(),))
+    assert not alone.provenance() and alone.concurrency == 1

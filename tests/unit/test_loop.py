@@ -20,6 +20,7 @@ from opd.reward import Reward
 from opd.rollout.hf import HF
 from opd.run import Run, open_run
 from opd.types import Rollout, Verdict
+from rewards.exact import Exact
 from tests.runs import run, tree
 
 
@@ -88,6 +89,22 @@ class Moody(Reward):
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         others = [Verdict("pass", 1.0)] * (len(rollouts) - 1)
         return [Verdict("no_verdict", 0.0), *others]
+
+
+@part
+class Stamped(Exact):
+    """Says what its verdicts depend on."""
+
+    def provenance(self) -> dict[str, str]:
+        return {"sandbox": "UNSANDBOXED"}
+
+
+def test_a_run_says_what_its_verdicts_depend_on(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(tiny_model_dir, tmp_path / "run", reward=f"{__name__}:Stamped", steps=1)
+    assert summary["verdicts"] == {"sandbox": "UNSANDBOXED"}
+    assert "verdicts: sandbox UNSANDBOXED" in capsys.readouterr().out
 
 
 @pytest.fixture

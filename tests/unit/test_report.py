@@ -179,6 +179,7 @@ def write_run(folder: Path) -> Path:
         "steps": STEPS,
         "seed": 0,
         "versions": {"opd": "0.1.0", "torch": "2.13.0", "transformers": "5.19.0"},
+        "verdicts": {"sandbox": "UNSANDBOXED"},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -198,6 +199,7 @@ def test_the_page_is_whole_and_asks_for_nothing(run: Path) -> None:
     assert not re.search(r"\sstyle=|\son\w+=\"", re.sub(r"&lt;.*?&gt;", "", text))
     for shown in ("+62.1 points", "28.3", "90.4", "164,301", "Reference: b5f3k17", "torch 2.13.0"):
         assert shown in text, shown
+    assert "verdicts: sandbox UNSANDBOXED" in text
     assert text.count('class="chart"') == 11
     assert len(text) < 2_000_000
 

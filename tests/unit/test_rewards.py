@@ -247,7 +247,10 @@ def test_a_judge_keeps_order_over_several_problems():
 class Waiting(Exact):
     """Judges only when three problems are judged at once; answers late for early problems."""
 
-    concurrency: ClassVar[int] = 3
+    @property
+    def concurrency(self) -> int:
+        return 3
+
     barrier: ClassVar[Barrier] = Barrier(3)
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
@@ -265,7 +268,10 @@ def test_a_judge_judges_as_many_problems_at_once_as_its_reward_allows():
 
 
 class Failing(Exact):
-    concurrency: ClassVar[int] = 2
+    @property
+    def concurrency(self) -> int:
+        return 2
+
     error: ClassVar[Exception]
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
