@@ -107,7 +107,7 @@ def test_a_recipe_names_forms():
 
 
 def test_what_verdicts_depend_on_is_told_through_a_form():
-    """A report must carry the stamp of programs that ran without a box, whatever wraps the reward."""
+    """The stamp of programs that ran without a box above all."""
 
     class Stamped(Number):
         @property
