@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opd.config import callable_named, locate
-from opd.errors import DataError, OpdError
+from opd.errors import DataError, OpdError, first_line
 from opd.types import Message
 
 Status = Literal["ok", "absent", "fault"]
@@ -139,7 +139,7 @@ def loads(path: str) -> Check:
         Chat.open(place)
         model = load_causal(place, dtype=torch.float32)
     except (OpdError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return Check(path, "fault", f"{reason}; clone again, or run scripts/make_tiny.py")
     return Check(path, "ok", f"{model.num_parameters():,} parameters")
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field
 
 from opd.config import build, callable_named, locate, nearest, part
-from opd.errors import DataError, RecipeError
+from opd.errors import DataError, RecipeError, first_line
 from opd.privileged import Problem
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Dataset:
         try:
             rows = load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision)
         except (OSError, ValueError) as error:
-            cause = str(error).splitlines()[0]
+            cause = first_line(error)
             raise DataError(
                 f"{self.dataset}: is no file here, and the hub does not give it ({cause}); "
                 "check the name, subset, split, revision and connection"

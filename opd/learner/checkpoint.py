@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from opd.errors import DataError, OpdError, RecipeError
+from opd.errors import DataError, OpdError, RecipeError, first_line
 from opd.tree import first_difference, read_yaml, write_yaml
 
 SCHEMA = 1
@@ -152,8 +152,8 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OpdError(
-                f"{final}: the checkpoint cannot be written ({_reason(error)}); free some disk or "
-                f"lower checkpoint.keep, then run the same command to go on from the last one"
+                f"{final}: the checkpoint cannot be written ({first_line(error)}); free some disk "
+                f"or lower checkpoint.keep, then run the same command to go on from the last one"
             ) from error
 
     def _fill(self, staging: Path, step: int, state: State, weights: Mapping[str, Tensor]) -> None:
@@ -192,7 +192,7 @@ def find_fault(path: Path) -> str | None:
         wrong = sorted(stored ^ set(listed))
         wrong += [name for name in stored & set(listed) if _measure(path / name) != listed[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be trusted ({_reason(error)})"
+        return f"{MANIFEST} cannot be trusted ({first_line(error)})"
     return f"missing, added or changed since it was written: {', '.join(wrong)}" if wrong else None
 
 
@@ -353,8 +353,3 @@ def _free_name(path: Path) -> Path:
         count += 1
         candidate = path.with_name(f"{path.name}.bad-{count}")
     return candidate
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library said."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
