@@ -19,9 +19,10 @@ from opd.config import build, locate
 from opd.errors import DataError
 from opd.overlap import repeated, same_question, shared_words, without_template
 from opd.privileged import Problem
-from opd.problems import Dataset, sha256_of
+from opd.problems import Dataset
 from opd.reward import Reward
 from opd.rollout.chat import Chat
+from opd.rows import sha256_of
 from opd.tree import mapping_at, merged, parse_override, read_yaml
 
 SHOWN_ROWS = 5

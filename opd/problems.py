@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from pydantic import Field
 from opd.config import build, callable_named, locate, nearest, part
 from opd.errors import DataError, RecipeError, first_line
 from opd.privileged import Problem
+from opd.rows import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +182,6 @@ def adapter_named(adapter: str | Adapter) -> Callable[[Row], Problem]:
     if isinstance(found, type) and issubclass(found, Adapter):
         return build(Adapter, {"name": adapter}, "adapter")
     return cast("Callable[[Row], Problem]", found)
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file's bytes, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_rows(path: Path, name: str, refuse: Refusal) -> Iterator[Numbered]:

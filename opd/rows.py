@@ -1,7 +1,8 @@
-"""JSON Lines files that outlast a kill, and files that are replaced whole."""
+"""Files that outlast a kill: JSON Lines, and what is replaced whole; and the hash of a file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -84,6 +85,12 @@ def replace_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     staging.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from opd.errors import DataError, RecipeError
 from opd.evaluation.candidate import Serving
 from opd.evaluation.collect import Task
 from opd.evaluation.evaluator import Benchmark
-from opd.problems import Dataset, sha256_of
+from opd.problems import Dataset
 from opd.recipe import Recipe
 from opd.reward import Judge, Reward
 from opd.rollout.endpoint import Endpoint
 from opd.rollout.engine import Engine, Sampling
 from opd.rollout.hf import HF
+from opd.rows import sha256_of
 
 SUITES = RECIPES / "suites"
 

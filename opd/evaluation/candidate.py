@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from opd.config import locate, part
-from opd.errors import DataError, EngineError
+from opd.errors import DataError, EngineError, first_line
 from opd.learner.model import PRECISIONS, context_length, load_causal
 from opd.rollout.chat import Chat
 from opd.rollout.endpoint import Endpoint
 from opd.rollout.engine import Engine
 from opd.rollout.sampler import Drawer, Sampler
-from opd.rollout.serving import first_line
+from opd.rows import sha256_of
 
 ADAPTER = "adapter_config.json"
 SETTINGS = (
@@ -242,14 +242,9 @@ def weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
         raise DataError(f"{folder}: holds no weights (*.safetensors); give the whole model")
-    return file_hash(files[0]) if len(files) == 1 else files_hash(files)
+    return sha256_of(files[0]) if len(files) == 1 else files_hash(files)
 
 
 def files_hash(files: list[Path]) -> str:
-    listed = "".join(f"{file_hash(path)}  {path.name}\n" for path in files)
+    listed = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opd.errors import DataError, OpdError, RecipeError, first_line
+from opd.rows import sha256_of
 from opd.tree import first_difference, read_yaml, write_yaml
 
 SCHEMA = 1
@@ -308,9 +309,7 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _measure(file: Path) -> dict[str, int | str]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"size": file.stat().st_size, "sha256": digest}
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _sync(path: Path) -> None:
