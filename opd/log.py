@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from opd.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has taken so far, over all ranks and all sessions."""
+
+    step: int
+    """Optimizer steps done."""
+    seconds: float
+    """Of training and evaluation."""
+    generated_tokens: int
+    """Drawn for training."""
+    learner_tokens: int
+    """Response tokens that entered an update."""
 
 
 class Log:
@@ -48,29 +62,23 @@ class Log:
             self.rollouts.before = step  # step n draws its rollouts after n updates
             self.screen.say(f"goes on after step {step}")
 
-    def update(
-        self, step: int, seconds: float, generated_tokens: int, metrics: Mapping[str, float]
-    ) -> None:
-        """Log one optimizer step, already summed over ranks; `seconds` and tokens are totals."""
+    def update(self, spent: Spent, metrics: Mapping[str, float]) -> None:
+        """Log one optimizer step, already summed over ranks."""
         if not self.main:
             return
-        row = {"step": step, "seconds": seconds, "generated_tokens": generated_tokens}
-        self.metrics.add({"kind": "update", **row, "metrics": dict(metrics)})
-        self.screen.update(step, seconds, metrics)
-        self.trackers.log(metrics, step)
+        self.metrics.add({"kind": "update", **asdict(spent), "metrics": dict(metrics)})
+        self.screen.update(spent.step, spent.seconds, metrics)
+        self.trackers.log(metrics, spent.step)
 
-    def evaluation(
-        self, step: int, seconds: float, generated_tokens: int, measurement: Measurement
-    ) -> None:
-        """Log one benchmark's accuracies after `step` updates."""
+    def evaluation(self, spent: Spent, measurement: Measurement) -> None:
+        """Log one benchmark's accuracies after the updates that `spent` tells of."""
         if not self.main:
             return
-        row = {"step": step, "seconds": seconds, "generated_tokens": generated_tokens}
-        self.metrics.add({"kind": "evaluation", **row, **asdict(measurement)})
-        self.screen.evaluation(step, seconds, measurement)
+        self.metrics.add({"kind": "evaluation", **asdict(spent), **asdict(measurement)})
+        self.screen.evaluation(spent.step, spent.seconds, measurement)
         name = measurement.benchmark
         accuracies = {f"{name}/sampled": measurement.sampled, f"{name}/greedy": measurement.greedy}
-        self.trackers.log(accuracies, step)
+        self.trackers.log(accuracies, spent.step)
 
     def rollout(self, row: Row) -> None:
         """Keep one rollout with what student and teachers think of its tokens."""

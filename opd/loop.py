@@ -165,9 +165,7 @@ def evaluate(run: Run) -> list[Measurement]:
         ]
     run.progress.seconds += time.perf_counter() - started
     for measurement in measured:
-        run.log.evaluation(
-            run.progress.step, run.progress.seconds, run.progress.generated_tokens, measurement
-        )
+        run.log.evaluation(run.progress.spent, measurement)
     return measured
 
 

@@ -36,7 +36,7 @@ def record_step(
         "generated_tokens_per_second": sums["generated"] / sampling_seconds,
         "learner_tokens_per_second": trained / learning_seconds,
     }
-    run.log.update(progress.step, progress.seconds, progress.generated_tokens, metrics)
+    run.log.update(progress.spent, metrics)
 
 
 def rollout_sums(groups: Sequence[Group]) -> dict[str, float]:

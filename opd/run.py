@@ -18,7 +18,7 @@ from opd.learner.batch import build_context, context_to
 from opd.learner.checkpoint import Checkpoints, random_state, restore_random_state
 from opd.learner.learner import Learner
 from opd.learner.model import context_length
-from opd.log import Log
+from opd.log import Log, Spent
 from opd.problems import Stream
 from opd.recipe import Recipe
 from opd.reward import Judge
@@ -43,6 +43,10 @@ class Progress:
     """Response tokens that entered an update."""
     before: dict[str, Measurement] = field(default_factory=dict)
     """Benchmark to its measurement before the first step."""
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.step, self.seconds, self.generated_tokens, self.learner_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

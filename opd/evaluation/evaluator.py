@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import fmean
 from typing import Annotated
 
 from accelerate.utils import gather_object
@@ -56,6 +58,11 @@ class Measurement:
     truncated: float
     no_answer: float
     no_verdict: float
+    entropy: float
+    """Nats a token at `sampling`: the mean negative log-prob of the sampled responses."""
+    by_problem: tuple[tuple[int, int], ...]
+    """How many of each problem's sampled responses passed and how many were judged, in the order of
+    the benchmark: what pairs two runs problem by problem."""
 
 
 def measure(
@@ -76,8 +83,8 @@ def measure(
     occasion = f"evaluate/{benchmark.name}"
     drawn = judged(benchmark, sampler.draw(mine, sampling, samples, occasion))
     best = judged(benchmark, sampler.draw(mine, greedy, 1, occasion))
-    groups = [group for part in gather_object([drawn]) for group in part]
-    firsts = [group for part in gather_object([best]) for group in part]
+    groups = in_order(gather_object([drawn]))
+    firsts = in_order(gather_object([best]))
     flat = [pair for group in groups for pair in group]
     sampled = mean_over_problems([successes(group) for group in groups])
     first = mean_over_problems([successes(group) for group in firsts])
@@ -93,10 +100,18 @@ def measure(
         truncated=sum(rollout.finish == "length" for rollout, _ in flat) / len(flat),
         no_answer=sum(verdict.status == "no_answer" for _, verdict in flat) / len(flat),
         no_verdict=sum(verdict.status == "no_verdict" for _, verdict in flat) / len(flat),
+        entropy=-fmean([logprob for rollout, _ in flat for logprob in rollout.logprobs]),
+        by_problem=tuple((sum(passed), len(passed)) for passed in map(successes, groups)),
     )
 
 
 Judged = list[tuple[Rollout, Verdict]]
+
+
+def in_order(parts: Sequence[Sequence[Judged]]) -> list[Judged]:
+    """The groups of all prompts, in the benchmark's order; rank r holds every prompt from r on."""
+    rounds = zip_longest(*parts)
+    return [group for groups in rounds for group in groups if group is not None]
 
 
 def judged(benchmark: Benchmark, drawn: Sequence[Sequence[Rollout]]) -> list[Judged]:

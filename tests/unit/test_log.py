@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from opd.config import build, load_recipe
 from opd.errors import DataError, OpdError, RecipeError
 from opd.evaluation.evaluator import Measurement
-from opd.log import Log, flat
+from opd.log import Log, Spent, flat
 from opd.recipe import Recipe
 from opd.rows import read_rows
 from opd.screen import Screen
@@ -58,7 +58,13 @@ def measured(accuracy: float) -> Measurement:
         truncated=0.0,
         no_answer=0.0,
         no_verdict=0.0,
+        entropy=0.5,
+        by_problem=((3, 8),),
     )
+
+
+def after(step: int) -> Spent:
+    return Spent(step, 2.0 * step, 10 * step, 9 * step)
 
 
 def run_steps(log: Log, first: int, last: int) -> None:
@@ -66,14 +72,14 @@ def run_steps(log: Log, first: int, last: int) -> None:
     for step in range(first, last):
         log.rollout({"step": step, "prompt_id": "a"})
         log.rollout({"step": step, "prompt_id": "b"})
-        log.update(step + 1, 2.0 * (step + 1), 10 * (step + 1), METRICS)
+        log.update(after(step + 1), METRICS)
         if step % 2:
-            log.evaluation(step + 1, 2.0 * (step + 1), 10 * (step + 1), measured(0.5))
+            log.evaluation(after(step + 1), measured(0.5))
 
 
 def test_rows_are_what_was_logged(tmp_path: Path) -> None:
     log = log_in(tmp_path)
-    log.evaluation(0, 1.5, 0, measured(0.25))
+    log.evaluation(after(0), measured(0.25))
     run_steps(log, 0, 1)
     first, second = read_rows(tmp_path / "metrics.jsonl")
     assert first["kind"] == "evaluation" and first["benchmark"] == "held_out"
@@ -84,6 +90,7 @@ def test_rows_are_what_was_logged(tmp_path: Path) -> None:
         "step": 1,
         "seconds": 2.0,
         "generated_tokens": 10,
+        "learner_tokens": 9,
         "metrics": METRICS,
     }
     assert [row["prompt_id"] for row in read_rows(tmp_path / "rollouts.jsonl")] == ["a", "b"]
@@ -92,7 +99,7 @@ def test_rows_are_what_was_logged(tmp_path: Path) -> None:
 
 def test_values_that_json_lacks_become_null(tmp_path: Path) -> None:
     log = log_in(tmp_path)
-    log.update(1, 1.0, 1, {"loss/a": float("nan"), "entropy": float("inf")})
+    log.update(after(1), {"loss/a": float("nan"), "entropy": float("inf")})
     assert (tmp_path / "metrics.jsonl").read_text().count("null") == 2
     assert read_rows(tmp_path / "metrics.jsonl")[0]["metrics"] == {"loss/a": None, "entropy": None}
 
@@ -121,7 +128,7 @@ def test_a_resumed_run_holds_each_step_once(tmp_path: Path) -> None:
         return metrics, [row["step"] for row in read_rows(tmp_path / "rollouts.jsonl")]
 
     log = log_in(tmp_path)
-    log.evaluation(0, 0.5, 0, measured(0.25))
+    log.evaluation(after(0), measured(0.25))
     run_steps(log, 0, 4)
     whole = stored()
     log.close()
@@ -135,7 +142,7 @@ def test_a_resumed_run_holds_each_step_once(tmp_path: Path) -> None:
     log.close()
     log = log_in(tmp_path)
     log.resume(4)
-    log.evaluation(4, 9.0, 40, measured(0.5))
+    log.evaluation(after(4), measured(0.5))
     assert stored() == whole
     log.close()
     log = log_in(tmp_path)
@@ -163,7 +170,7 @@ def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(OpdError, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
-            log.update(1, 1.0, 1, METRICS)
+            log.update(after(1), METRICS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

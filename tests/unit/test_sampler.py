@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opd.errors import DataError
-from opd.evaluation.evaluator import Benchmark, measure
+from opd.evaluation.evaluator import Benchmark, Judged, in_order, measure
 from opd.privileged import Privileged, Problem
 from opd.rollout.chat import Chat
 from opd.rollout.engine import Sampling
@@ -108,6 +108,17 @@ def test_what_cannot_be_judged_is_no_miss(sampler: Sampler) -> None:
     assert found.sampled == pytest.approx(3 / 4) and found.greedy == pytest.approx(3 / 4)
     assert found.no_verdict == pytest.approx(1 / 5)
     assert found.ci95[0] < 3 / 4 < found.ci95[1]
+    assert found.by_problem == ((2, 2), (0, 2), (2, 2), (0, 0), (2, 2))
+    drawn = sampler.draw(PROMPTS, SAMPLING, 2, "evaluate/b")
+    logprobs = [value for group in drawn for rollout in group for value in rollout.logprobs]
+    assert found.entropy == pytest.approx(-sum(logprobs) / len(logprobs))
+
+
+def test_problems_stand_in_the_order_of_the_benchmark_whatever_the_ranks() -> None:
+    groups: list[Judged] = [[] for _ in range(7)]
+    for ranks in (1, 2, 3, 9):
+        shares = [groups[rank::ranks] for rank in range(ranks)]
+        assert [id(group) for group in in_order(shares)] == [id(group) for group in groups]
 
 
 def test_evaluation_repeats_itself(sampler: Sampler) -> None:
