@@ -18,9 +18,10 @@ from opd.learner.batch import pack, to_device
 from opd.learner.checkpoint import claim, library_versions
 from opd.learner.learner import Learner
 from opd.learner.model import save_causal
+from opd.parts import observe, tell
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
-from opd.record import record_rollouts, record_step
+from opd.record import as_one, record_rollouts, record_step
 from opd.run import Run, open_run
 from opd.screen import Screen
 from opd.types import Batch
@@ -67,6 +68,7 @@ def take_steps(run: Run) -> None:
         run.progress.before = {m.benchmark: m for m in evaluate(run)}
     for step in range(run.progress.step, recipe.steps):
         started = time.perf_counter()
+        tell(recipe, step, recipe.steps)
         problems = run.stream.batch(step, recipe.problems_per_step)
         groups = collect(run, problems, step)
         sampled = time.perf_counter()
@@ -81,7 +83,9 @@ def take_steps(run: Run) -> None:
         run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.weights.follow(learner)
         ended = time.perf_counter()
-        record_step(run, groups, updates, sampled - started, ended - sampled)
+        update = as_one(updates)
+        record_step(run, groups, update, sampled - started, ended - sampled)
+        observe(recipe, update, groups)
         every = recipe.evaluation.every
         if every and run.progress.step % every == 0 and run.progress.step < recipe.steps:
             evaluate(run)

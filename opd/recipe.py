@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Annotated, cast
+from typing import Annotated, cast, get_type_hints
 
 from pydantic import Field
 
@@ -15,7 +16,9 @@ from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill, PolicyGradient
+from opd.objective.schedule import Between, Schedule
 from opd.objective.term import Term
+from opd.parts import parts
 from opd.problems import Dataset
 from opd.reward import Reward
 from opd.rollout.engine import Engine, Sampling
@@ -23,6 +26,7 @@ from opd.rollout.hf import HF
 from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Source
 from opd.teacher.score import Teacher
 from opd.teacher.view import FirstOf, Sibling, View
+from opd.tree import joined
 
 
 @part
@@ -91,7 +95,7 @@ class Recipe:
         if any(isinstance(term.loss, PolicyGradient) for term in self.terms.values()):
             self.check_policy_gradient()
         self.check_siblings()
-        self.check_learning_rate()
+        self.check_schedules()
 
     def check_views(self, name: str, term: Term) -> None:
         """Every view that a term reads is one that the teacher has."""
@@ -135,11 +139,22 @@ class Recipe:
                 "source.rollouts_per_problem to 2 or more"
             )
 
-    def check_learning_rate(self) -> None:
-        """No step may walk up the loss."""
-        rates = (self.optimizer.learning_rate.at(step, self.steps) for step in range(self.steps))
-        if min(rates) < 0:
-            raise RecipeError("optimizer.learning_rate: it falls below 0; keep it at 0 or above")
+    def check_schedules(self) -> None:
+        """No schedule leaves what its part can use."""
+        for where, found in parts(self):
+            for key, hint in get_type_hints(type(found), include_extras=True).items():
+                for bound in getattr(hint, "__metadata__", ()):
+                    if isinstance(bound, Between):
+                        self.check_schedule(joined(where, key), getattr(found, key), bound)
+
+    def check_schedule(self, where: str, schedule: Schedule, bound: Between) -> None:
+        values = [schedule.at(step, self.steps) for step in range(self.steps)]
+        outside = [value for value in values if not bound.low <= value <= bound.high]
+        if outside:
+            most = "" if bound.high == math.inf else f" and {bound.high:g} or below"
+            raise RecipeError(
+                f"{where}: it reaches {outside[0]:g}; keep it at {bound.low:g} or above{most}"
+            )
 
 
 def sources(source: Source) -> Iterator[Source]:

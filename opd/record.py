@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from accelerate.utils import gather_object
 
 from opd.learner.batch import assemble, to_device
+from opd.objective.schedule import Constant, Schedule
+from opd.parts import parts
 from opd.privileged import Group, Trajectory
+from opd.recipe import Recipe
 from opd.run import Run
 from opd.types import Update
 
@@ -15,26 +19,26 @@ from opd.types import Update
 def record_step(
     run: Run,
     groups: Sequence[Group],
-    updates: Sequence[Update],
+    update: Update,
     sampling_seconds: float,
     learning_seconds: float,
 ) -> None:
     """Count the step as done and log what it did."""
     sums = summed_over_ranks(rollout_sums(groups))
-    trained = sum(update.tokens for update in updates)
     progress = run.progress
     progress.step += 1
     progress.seconds += sampling_seconds + learning_seconds
     progress.generated_tokens += int(sums["generated"])
-    progress.learner_tokens += trained
+    progress.learner_tokens += update.tokens
     means = ("response_tokens", "success", "reward", "no_answer", "no_verdict", "truncated")
     metrics = {
         **{name: sums[name] / sums["rollouts"] for name in means},
-        **mean_metrics(updates),
-        "learning_rate": updates[-1].learning_rate,
-        "grad_norm": max(update.grad_norm for update in updates),
+        **update.metrics,
+        **schedules(run.recipe),
+        "learning_rate": update.learning_rate,
+        "grad_norm": update.grad_norm,
         "generated_tokens_per_second": sums["generated"] / sampling_seconds,
-        "learner_tokens_per_second": trained / learning_seconds,
+        "learner_tokens_per_second": update.tokens / learning_seconds,
     }
     run.log.update(progress.spent, metrics)
 
@@ -61,11 +65,26 @@ def summed_over_ranks(local: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(rank[name] for rank in ranks) for name in local}
 
 
-def mean_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """Each metric's mean over the updates that report it."""
+def as_one(updates: Sequence[Update]) -> Update:
+    """What a step's updates did together: all tokens, the largest gradient norm, the last learning
+    rate, and each metric's mean over the updates that report it."""
     names = dict.fromkeys(name for update in updates for name in update.metrics)
     found = {n: [u.metrics[n] for u in updates if n in u.metrics] for n in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return replace(
+        updates[-1],
+        grad_norm=max(update.grad_norm for update in updates),
+        tokens=sum(update.tokens for update in updates),
+        metrics={name: sum(values) / len(values) for name, values in found.items()},
+    )
+
+
+def schedules(recipe: Recipe) -> dict[str, float]:
+    """The value in this step of every number that moves, under its YAML path."""
+    return {
+        f"schedule/{where}": part.now
+        for where, part in parts(recipe)
+        if isinstance(part, Schedule) and not isinstance(part, Constant)
+    }
 
 
 def record_rollouts(

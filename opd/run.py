@@ -19,6 +19,7 @@ from opd.learner.checkpoint import Checkpoints, random_state, restore_random_sta
 from opd.learner.learner import Learner
 from opd.learner.model import context_length
 from opd.log import Log, Spent
+from opd.parts import restore_state, state_of
 from opd.problems import Stream
 from opd.recipe import Recipe
 from opd.reward import Judge
@@ -92,7 +93,7 @@ class Run:
         weights = learner.pop("weights")
         state = {
             "learner": learner,
-            "teacher": self.recipe.teacher.weights.state_dict(),
+            "parts": state_of(self.recipe),
             "progress": self.progress.state_dict(),
             "random": random_state(),
         }
@@ -105,7 +106,7 @@ class Run:
             return
         saved = self.checkpoints.load(latest)
         self.learner.load_state_dict({**saved.state["learner"], "weights": saved.weights})
-        self.recipe.teacher.weights.load_state_dict(saved.state["teacher"])
+        restore_state(self.recipe, saved.state["parts"])
         self.progress.load_state_dict(saved.state["progress"])
         restore_random_state(saved.state["random"])
         self.log.resume(latest)

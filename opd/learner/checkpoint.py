@@ -27,7 +27,7 @@ from opd.errors import DataError, OpdError, RecipeError, first_line
 from opd.rows import sha256_of
 from opd.tree import first_difference, read_yaml, write_yaml
 
-SCHEMA = 1
+SCHEMA = 2
 LIBRARIES = ("opd", "torch", "transformers", "accelerate", "peft", "numpy", "safetensors")
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "weights.safetensors"

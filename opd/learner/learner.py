@@ -18,8 +18,9 @@ from opd.config import part
 from opd.errors import NumericError
 from opd.learner.model import Causal, Model, head_of, hidden_states, merged_weights
 from opd.learner.rows import Rows, student_rows
-from opd.objective.schedule import Constant, Schedule
+from opd.objective.schedule import Between, Constant, Schedule
 from opd.objective.term import Term
+from opd.parts import tell
 from opd.types import Batch, Context, Scores, Update
 
 
@@ -27,7 +28,9 @@ from opd.types import Batch, Context, Scores, Update
 class Optimizer:
     """AdamW. arXiv 1711.05101."""
 
-    learning_rate: Schedule = field(default_factory=lambda: Constant(value=1e-6))
+    learning_rate: Annotated[Schedule, Between(0)] = field(
+        default_factory=lambda: Constant(value=1e-6)
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -88,6 +91,7 @@ class Learner:
         backward, so that how the batch was split changes nothing. Raises NumericError, with the
         weights untouched, when the gradient is not finite.
         """
+        tell(self.terms, step, self.steps)
         terms = self.active(step)
         masses = self.masses(terms, batches, scores)
         self.optimizer.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -15,6 +15,14 @@ from opd.config import part
 class Schedule(ABC):
     """A number for every step of a run."""
 
+    moment: tuple[int, int] = (0, 1)
+    """Step and steps, as last told."""
+
+    @property
+    def now(self) -> float:
+        """The value at the moment that it was last told: for parts that are not given the step."""
+        return self.at(*self.moment)
+
     @abstractmethod
     def at(self, step: int, steps: int) -> float:
         """The value at update `step` (from 0) of a run of `steps` updates."""
@@ -23,6 +31,13 @@ class Schedule(ABC):
     def from_number(cls, value: float) -> Schedule:
         """What a plain number in a recipe stands for."""
         return Constant(value=value)
+
+
+class Between(NamedTuple):
+    """What a schedule must never leave: beside its type, `Annotated[Schedule, Between(0)]`."""
+
+    low: float
+    high: float = math.inf
 
 
 @part

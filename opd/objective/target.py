@@ -18,9 +18,12 @@ from torch import Tensor
 
 from opd.config import part
 from opd.objective.logits import Logits
+from opd.objective.schedule import Between, Schedule
 
 TINY = 1e-8
 """Keeps the ratios of AlignedMean defined where all sides agree (arXiv 2605.20643)."""
+
+LEAST_TEMPERATURE = 1e-3
 
 Views = Annotated[tuple[str, ...], Field(min_length=2)]
 
@@ -49,14 +52,14 @@ class Tempered(Target):
     is. Ours."""
 
     view: str
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[Schedule, Between(LEAST_TEMPERATURE)]
 
     @property
     def read(self) -> tuple[str, ...]:
         return (self.view,)
 
     def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
-        return teachers[self.view] / self.temperature
+        return teachers[self.view] / self.temperature.now
 
 
 @part
@@ -68,7 +71,7 @@ class Interpolated(Target):
     """
 
     view: str
-    share: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[Schedule, Between(0, 1)]
     start: str | None = None
     """A view; null is the student as it stands."""
 
@@ -78,7 +81,11 @@ class Interpolated(Target):
 
     def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
         start = student if self.start is None else teachers[self.start]
-        return (1 - self.share) * start + self.share * teachers[self.view]
+        share = self.share.now
+        # At an end the other side does not count, not even by what it excludes.
+        if share in (0, 1):
+            return teachers[self.view] if share else start
+        return (1 - share) * start + share * teachers[self.view]
 
 
 @part

@@ -32,7 +32,8 @@ from opd.learner.model import (
 
 
 class TeacherWeights(ABC):
-    """Parameters to score with. What `setup` opens and `follow` changes is state, not recipe."""
+    """Parameters to score with. What `setup` opens and `follow` changes is state, not recipe: what
+    `follow` changes is in a `state_dict` that `load_state_dict` undoes."""
 
     def setup(self, learner: Learner) -> None:  # noqa: B027
         """Open what is needed, once, before any step or resume."""
@@ -43,12 +44,6 @@ class TeacherWeights(ABC):
 
     def follow(self, learner: Learner) -> None:  # noqa: B027
         """Move after one optimizer step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Undo `state_dict`."""
 
 
 @part

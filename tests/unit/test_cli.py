@@ -60,7 +60,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("sync_tolerance=1e-30", 5, "log-probs differ by"),
         ("optimizer.learning_rate=1e30", 6, "lower optimizer.learning_rate"),
         ("trackers=[nowhere]", 2, "trackers"),
-        ("optimizer.learning_rate=-1", 2, "learning_rate.*below 0"),
+        ("optimizer.learning_rate=-1", 2, "learning_rate.*at 0 or above"),
         ("problems_per_step=6", 2, "problems_per_step"),
         ("sampling.temperature=0.7 terms.distil.loss.correction=TruncatedImportance", 2, "alike"),
     ],

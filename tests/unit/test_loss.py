@@ -15,6 +15,7 @@ from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
 from opd.objective.loss import Distill, Likelihood, PolicyGradient, RowLoss, SampledReverseKL
+from opd.objective.schedule import Constant
 from opd.objective.support import Full, TopK
 from opd.objective.target import Interpolated
 from tests.batches import batch_of, seen_of
@@ -93,7 +94,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 def test_no_gradient_flows_through_the_students_part_of_a_target() -> None:
     """The gradient is s - target, whose numbers are those of arXiv 2501.16937."""
     student = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
-    target = Interpolated(view="solution", share=0.4)
+    target = Interpolated(view="solution", share=Constant(value=0.4))
     value = rows_of(
         Distill(target=target, divergence=ForwardKL()), student, torch.tensor([[0.0, 2.0, 0.0]])
     )

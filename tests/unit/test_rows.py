@@ -23,6 +23,7 @@ from opd.objective.loss import (
     RowLoss,
     SampledReverseKL,
 )
+from opd.objective.schedule import Constant
 from opd.objective.support import Full, Support, TopK
 from opd.objective.target import AlignedMean, Interpolated, Target, Tempered
 from opd.types import Batch, Scores
@@ -147,9 +148,9 @@ def test_one_pass_is_the_sum_of_its_losses(losses: Mapping[str, Loss]) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        Tempered(view="near", temperature=0.7),
-        Interpolated(view="near", share=0.4),
-        Interpolated(view="near", share=0.4, start="far"),
+        Tempered(view="near", temperature=Constant(value=0.7)),
+        Interpolated(view="near", share=Constant(value=0.4)),
+        Interpolated(view="near", share=Constant(value=0.4), start="far"),
         AlignedMean(views=("near", "far")),
     ],
     ids=lambda target: type(target).__name__,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opd.objective.divergence import ForwardKL
 from opd.objective.logits import Logits
+from opd.objective.schedule import Constant
 from opd.objective.target import (
     AlignedMean,
     ArithmeticMean,
@@ -39,7 +40,7 @@ def probs(target: Target, student: Tensor, **teachers: Tensor) -> list[float]:
     ],
 )
 def test_part_of_the_way_from_a_view_is_the_papers(share: float, expected: tuple[float, ...]):
-    anchored = Interpolated(view="q", share=share, start="initial")
+    anchored = Interpolated(view="q", share=Constant(value=share), start="initial")
     found = probs(anchored, logs(0.1, 0.1, 0.8), q=logs(*Q), initial=logs(*S))
     assert found == pytest.approx(expected, abs=1e-9)
     if share == 0.5:
@@ -50,7 +51,7 @@ def test_part_of_the_way_from_a_view_is_the_papers(share: float, expected: tuple
 def test_part_of_the_way_from_the_student_is_the_papers():
     student = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64).log_softmax(-1)
     teacher = torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64).log_softmax(-1)
-    found = probs(Interpolated(view="q", share=0.4), student, q=teacher)
+    found = probs(Interpolated(view="q", share=Constant(value=0.4)), student, q=teacher)
     assert found == pytest.approx((0.396417, 0.484185, 0.119398), abs=1e-6)
 
 
@@ -104,7 +105,7 @@ def test_where_a_mean_lies(student: Tensor, a: Tensor, b: Tensor):
 
 
 def test_a_tempered_view_keeps_its_order_and_gets_sharper():
-    found = probs(Tempered(view="q", temperature=0.5), logs(*S), q=logs(*Q))
+    found = probs(Tempered(view="q", temperature=Constant(value=0.5)), logs(*S), q=logs(*Q))
     squares = [q * q for q in Q]
     assert found == pytest.approx([square / sum(squares) for square in squares])
 
@@ -112,9 +113,9 @@ def test_a_tempered_view_keeps_its_order_and_gets_sharper():
 @pytest.mark.parametrize(
     "target",
     [
-        Tempered(view="a", temperature=2.0),
-        Interpolated(view="a", share=0.3),
-        Interpolated(view="a", share=0.3, start="b"),
+        Tempered(view="a", temperature=Constant(value=2.0)),
+        Interpolated(view="a", share=Constant(value=0.3)),
+        Interpolated(view="a", share=Constant(value=0.3), start="b"),
         ArithmeticMean(views=("a", "b")),
         GeometricMean(views=("a", "b")),
         AlignedMean(views=("a", "b")),
@@ -129,6 +130,6 @@ def test_what_all_sides_exclude_stays_excluded(target: Target):
 
 def test_a_target_is_of_the_losss_temperature():
     """At temperature 2 both sides are flattened first, and then one of them again."""
-    target = Tempered(view="q", temperature=0.5)
+    target = Tempered(view="q", temperature=Constant(value=0.5))
     found = target.logits(Logits(logs(*S)), {"q": Logits(logs(*Q))}, 2.0).log_probs(2.0)
     assert found.exp()[0].tolist() == pytest.approx(Q)

@@ -12,6 +12,7 @@ from opd.errors import RecipeError
 from opd.learner.batch import pack
 from opd.learner.learner import Learner
 from opd.learner.model import merged_weights
+from opd.parts import restore_state, state_of
 from opd.privileged import Trajectory
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
@@ -117,7 +118,7 @@ def test_ema_state_goes_on_bit_for_bit(
     train(learner, teacher, trajectories, 2)
     again = teach(EMA(decay=0.7))
     again.weights.setup(learner)
-    again.weights.load_state_dict(teacher.weights.state_dict())
+    restore_state(again, state_of(teacher))
     assert torch.equal(scored(again, trajectories, learner), scored(teacher, trajectories, learner))
 
 
