@@ -17,6 +17,7 @@ from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill, PolicyGradient
 from opd.objective.schedule import Between, Schedule
+from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.term import Term
 from opd.parts import parts
 from opd.problems import Dataset
@@ -92,7 +93,8 @@ class Recipe:
         for name, term in self.terms.items():
             self.check_views(name, term)
             self.check_temperature(name, term)
-        if any(isinstance(term.loss, PolicyGradient) for term in self.terms.values()):
+        ratios = PolicyGradient | SequencePolicyGradient
+        if any(isinstance(term.loss, ratios) for term in self.terms.values()):
             self.check_policy_gradient()
         self.check_siblings()
         self.check_schedules()
@@ -122,7 +124,7 @@ class Recipe:
         """Written responses have no sampling policy to take a ratio to."""
         if any(isinstance(source, Demonstrations) for source in sources(self.source)):
             raise RecipeError(
-                "source: a PolicyGradient term needs sampled rollouts, but Demonstrations are "
+                "source: a policy-gradient term needs sampled rollouts, but Demonstrations are "
                 "written; set source=OnPolicy or drop the term"
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -146,18 +146,21 @@ class Scores:
         logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
         return logprob, entropy
 
-    def rows(self, index: Tensor) -> Seen:
-        """Of some of the tokens; all are computed first, and once."""
+    def rows(self, index: Tensor | slice = slice(None)) -> Seen:
+        """Of some of the tokens, or of all; all are computed first, and once."""
         return Seen(self.logprob[index], self.entropy[index], self.present[index])
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch. Everything past the context is indexed by action token or by sequence."""
+class Tokens:
+    """Action tokens and their sequences; everything is indexed by the one or by the other."""
 
-    student: Context
+    BY_TOKEN: ClassVar = ("target_ids", "sequence", "position", "sampled_logprob")
+
     members: tuple[int, ...]
-    """`[S]` places of its sequences among the trajectories that were packed."""
+    """`[S]` places of the sequences among the trajectories that were packed."""
+    group: Tensor
+    """`[S]` int64, the same for the rollouts of one problem."""
     target_ids: Tensor
     """`[N]` int64, the taken tokens."""
     sequence: Tensor
@@ -175,10 +178,9 @@ class Batch:
     success: Tensor
     """`[S]` bool."""
 
-    def rows(self, index: Tensor) -> Batch:
-        """Some of the tokens, of the same sequences and contexts."""
-        names = ("target_ids", "sequence", "position", "sampled_logprob")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+    def rows(self, index: Tensor) -> Self:
+        """Some of the tokens, of the same sequences."""
+        return replace(self, **{name: getattr(self, name)[index] for name in self.BY_TOKEN})
 
     @property
     def tokens(self) -> int:
@@ -187,6 +189,13 @@ class Batch:
     @property
     def sequences(self) -> int:
         return self.reward.numel()
+
+
+@dataclass(frozen=True)
+class Batch(Tokens):
+    """One micro-batch: sequences that make one model input."""
+
+    student: Context
 
 
 @dataclass(frozen=True)

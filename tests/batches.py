@@ -26,6 +26,7 @@ def batch_of(
     advantage: Sequence[float] | None = None,
     pass_rate: Sequence[float] | None = None,
     success: Sequence[bool] | None = None,
+    group: Sequence[int] | None = None,
     sampled_logprob: Tensor | None = None,
 ) -> Batch:
     """A batch of sequences of the given lengths; what is not given is 0 or False."""
@@ -34,6 +35,7 @@ def batch_of(
     return Batch(
         student=context(tokens),
         members=tuple(range(sequences)),
+        group=torch.tensor(group or range(sequences)),
         target_ids=torch.zeros(tokens, dtype=torch.long),
         sequence=torch.repeat_interleave(
             torch.arange(sequences), torch.tensor(list(lengths), dtype=torch.long)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from opd.learner.learner import Learner, Optimizer
 from opd.learner.model import LoRA, Model
 from opd.objective.divergence import ForwardKL
-from opd.objective.loss import Distill
+from opd.objective.loss import Distill, Observed, SequenceLoss
 from opd.objective.schedule import Constant
 from opd.objective.term import Term
-from opd.objective.weight import Weight
+from opd.objective.weight import UpdateWeight, Weight
 from opd.privileged import Trajectory
-from opd.types import Message, Prompt, Rollout, Verdict
+from opd.types import Message, Prompt, Rollout, Seen, Tokens, Verdict
 
 TRAJECTORIES = 7
 
@@ -63,6 +65,58 @@ def distil(view: str, *weights: Weight, coefficient: float = 1.0) -> Term:
     """A plain distillation term."""
     loss = Distill(target=view, divergence=ForwardKL())
     return Term(loss=loss, weights=weights, coefficient=Constant(value=coefficient))
+
+
+@dataclass(frozen=True)
+class Coupled(SequenceLoss):
+    """Every token's loss depends on all tokens of the update, on its group and on its teacher."""
+
+    distil: Distill | None = None
+
+    @property
+    def inner(self) -> Distill | None:
+        return self.distil
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("solution",)
+
+    def counts(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        return tokens.position != 1
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        white = (values - values.mean()) / values.std()
+        group = tokens.group[tokens.sequence]
+        of_group = torch.zeros(int(group.max()) + 1).index_add(0, group, values)[group]
+        first = tokens.position == 0
+        gap = teachers["solution"].logprob - values
+        return white**2 * tokens.advantage[tokens.sequence] + of_group * gap * first, {
+            "gap": gap.detach()
+        }
+
+
+@dataclass(frozen=True)
+class Rank(UpdateWeight):
+    """How many tokens of the update the teacher finds less likely, as a share."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("solution",)
+
+    def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        logprob = teachers["solution"].logprob
+        return (logprob > logprob.unsqueeze(-1)).float().mean(-1)
+
+
+def grouped(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The same rollouts as if every three in a row were of one problem."""
+    prompts = [trajectories[place - place % 3].rollout.prompt for place in range(len(trajectories))]
+    return [
+        replace(trajectory, rollout=replace(trajectory.rollout, prompt=prompt))
+        for trajectory, prompt in zip(trajectories, prompts, strict=True)
+    ]
 
 
 def draw_trajectories() -> list[Trajectory]:

@@ -72,9 +72,13 @@ def assemble(
     prompts = [member.rollout.prompt_ids for member in chosen]
     responses = [member.rollout.token_ids for member in chosen]
     lengths = torch.tensor([len(response) for response in responses])
+    first: dict[str, int] = {}
+    for place, trajectory in enumerate(trajectories):
+        first.setdefault(trajectory.rollout.prompt.id, place)
     return Batch(
         student=build_context(prompts, responses, packing=packing, pad_id=pad_id),
         members=tuple(members),
+        group=torch.tensor([first[member.rollout.prompt.id] for member in chosen]),
         target_ids=torch.tensor([token for response in responses for token in response]),
         sequence=torch.repeat_interleave(torch.arange(len(chosen)), lengths),
         position=torch.cat([torch.arange(int(length)) for length in lengths]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from opd.config import part
 from opd.errors import NumericError
 from opd.learner.model import Causal, Model, head_of, hidden_states, merged_weights
-from opd.learner.rows import Rows, student_rows
+from opd.learner.rows import Rows, TakenLogprob, student_rows
+from opd.learner.whole import Whole, whole_of
+from opd.objective.loss import Loss, SequenceLoss
 from opd.objective.schedule import Between, Constant, Schedule
 from opd.objective.term import Term
 from opd.parts import tell
@@ -35,6 +37,25 @@ class Optimizer:
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a term asks of the micro-batches of an update, one entry each."""
+
+    term: Term
+    loss: Loss
+    """What the rows compute."""
+    mass: float
+    """Over all micro-batches and ranks."""
+    weights: Sequence[Tensor]
+    """`[N]` each."""
+    scales: Sequence[Tensor]
+    """`[N]` each: what a token's loss is multiplied with before all are summed."""
+    known: Sequence[Tensor] | None = None
+    """`[N]` each: the losses, where they had to be known before the rows."""
+    observed: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    """What was then observed, name to `[N]` each."""
 
 
 class Learner:
@@ -92,12 +113,11 @@ class Learner:
         weights untouched, when the gradient is not finite.
         """
         tell(self.terms, step, self.steps)
-        terms = self.active(step)
-        masses = self.masses(terms, batches, scores)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = defaultdict(float)
-        for batch, batch_scores in zip(batches, scores, strict=True):
-            self.backward(terms, masses, batch, batch_scores, step, totals)
+        shares = self.shares(self.active(step), batches, scores, step)
+        for number, (batch, batch_scores) in enumerate(zip(batches, scores, strict=True)):
+            self.backward(shares, number, batch, batch_scores, totals)
         self.sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm).item()
         if not math.isfinite(norm):
@@ -111,51 +131,128 @@ class Learner:
         self.optimizer.step()
         return self.report(step, learning_rate, norm, totals)
 
-    def masses(
+    def shares(
         self,
         terms: Mapping[str, Term],
         batches: Sequence[Batch],
         scores: Sequence[Mapping[str, Scores]],
+        step: int,
+    ) -> dict[str, Share]:
+        """What each term asks of the micro-batches, by denominators of the whole update."""
+        pairs = list(zip(batches, scores, strict=True))
+        weights = {n: [term.weight(*pair) for pair in pairs] for n, term in terms.items()}
+        joint = {name: term for name, term in terms.items() if term.spans_update}
+        whole = None
+        if joint:
+            views = dict.fromkeys(view for term in joint.values() for view in term.views)
+            whole = whole_of(batches, scores, list(views))
+        if whole is not None:
+            weights |= {n: whole.weights(term, weights[n]) for n, term in joint.items()}
+        masses = self.masses(terms, weights, batches)
+        shares = {
+            name: Share(
+                term=term,
+                loss=term.loss,
+                mass=masses[name],
+                weights=weights[name],
+                scales=[
+                    term.scale(weight, batch, self.max_response_tokens)
+                    * (
+                        term.coefficient.at(step, self.steps) / masses[name]
+                        if masses[name]
+                        else 0.0
+                    )
+                    for weight, batch in zip(weights[name], batches, strict=True)
+                ],
+            )
+            for name, term in terms.items()
+        }
+        return shares if whole is None else shares | self.linearised(shares, whole, pairs)
+
+    def masses(
+        self,
+        terms: Mapping[str, Term],
+        weights: Mapping[str, Sequence[Tensor]],
+        batches: Sequence[Batch],
     ) -> dict[str, float]:
         """The global denominator of each term."""
         local = dict.fromkeys(terms, 0.0)
-        for batch, batch_scores in zip(batches, scores, strict=True):
-            for name, term in terms.items():
-                weight = term.weight(batch, batch_scores)
+        for name, term in terms.items():
+            for weight, batch in zip(weights[name], batches, strict=True):
                 local[name] += term.mass(weight, batch, self.max_response_tokens).item()
         ranks: list[dict[str, float]] = gather_object([local])
         return {name: sum(rank[name] for rank in ranks) for name in terms}
 
-    def backward(
+    def linearised(
         self,
-        terms: Mapping[str, Term],
-        masses: Mapping[str, float],
+        shares: Mapping[str, Share],
+        whole: Whole,
+        pairs: Sequence[tuple[Batch, Mapping[str, Scores]]],
+    ) -> dict[str, Share]:
+        """The shares of sequence losses with what pulls at each token in place of the scales."""
+        losses = {
+            n: s.term.loss for n, s in shares.items() if isinstance(s.term.loss, SequenceLoss)
+        }
+        inner = {name: loss.inner or TakenLogprob() for name, loss in losses.items()}
+        values: dict[str, list[Tensor]] = {name: [] for name in losses}
+        for number, pair in enumerate(pairs):
+            asked = {name: (shares[name].scales[number] != 0).float() for name in losses}
+            with torch.no_grad():
+                rows = self.rows(*pair, inner, asked)
+            for name in losses:
+                values[name].append(rows.losses[name])
+        found: dict[str, Share] = {}
+        for name, loss in losses.items():
+            scale = whole.gathered(shares[name].scales)
+            pull, known, observed = whole.linearised(loss, whole.gathered(values[name]), scale)
+            found[name] = replace(
+                shares[name],
+                loss=inner[name],
+                scales=whole.own(pull),
+                known=whole.own(known),
+                observed={key: whole.own(value) for key, value in observed.items()},
+            )
+        return found
+
+    def rows(
+        self,
         batch: Batch,
         scores: Mapping[str, Scores],
-        step: int,
-        totals: dict[str, float],
-    ) -> None:
-        """Add the gradient of one micro-batch; add what it observed to `totals`."""
-        budget = self.max_response_tokens
-        weights = {name: term.weight(batch, scores) for name, term in terms.items()}
-        scales = {
-            name: term.scale(weights[name], batch, budget)
-            * (term.coefficient.at(step, self.steps) / masses[name] if masses[name] > 0 else 0.0)
-            for name, term in terms.items()
-        }
-        losses = {name: term.loss for name, term in terms.items()}
+        losses: Mapping[str, Loss],
+        scales: Mapping[str, Tensor],
+    ) -> Rows:
+        """One pass of the student over a micro-batch."""
         with self.recipe.autocast(self.accelerator.device):
             hidden = hidden_states(self.model, batch.student)
             head = head_of(self.model)
-            rows = student_rows(hidden, head, batch, scores, losses, scales, self.temperature)
+            found = student_rows(hidden, head, batch, scores, losses, scales, self.temperature)
         # Anchors the graph: a micro-batch whose terms are all empty still yields gradients of zero.
-        (rows.total + hidden.sum() * 0.0).backward()
-        for name, term in terms.items():
-            if masses[name] > 0:
-                numerator = term.numerator(rows.losses[name], weights[name], batch, budget)
-                totals[f"sum:loss/{name}"] += numerator.item() / masses[name]
-            counted = weights[name] > 0
-            for key, value in rows.observed[name].items():
+        return replace(found, total=found.total + hidden.sum() * 0.0)
+
+    def backward(
+        self,
+        shares: Mapping[str, Share],
+        number: int,
+        batch: Batch,
+        scores: Mapping[str, Scores],
+        totals: dict[str, float],
+    ) -> None:
+        """Add the gradient of one micro-batch; add what it observed to `totals`."""
+        losses = {name: share.loss for name, share in shares.items()}
+        scales = {name: share.scales[number] for name, share in shares.items()}
+        rows = self.rows(batch, scores, losses, scales)
+        rows.total.backward()
+        for name, share in shares.items():
+            weight, mass = share.weights[number], share.mass
+            losses_found = rows.losses[name] if share.known is None else share.known[number]
+            if mass > 0:
+                numerator = share.term.numerator(
+                    losses_found, weight, batch, self.max_response_tokens
+                )
+                totals[f"sum:loss/{name}"] += numerator.item() / mass
+            counted = weight > 0
+            joint = {key: values[number] for key, values in share.observed.items()}
+            for key, value in {**rows.observed[name], **joint}.items():
                 totals[f"sum:{key}/{name}"] += value[counted].sum().item()
                 totals[f"count:{key}/{name}"] += counted.sum().item()
         observe(rows, batch, scores, totals)

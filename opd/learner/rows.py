@@ -18,8 +18,8 @@ from opd.learner.chunks import RowFunction
 from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
 from opd.objective.logits import Logits
-from opd.objective.loss import Comparison, Loss, Observed, RowLoss, TokenLoss
-from opd.types import Batch, Scores
+from opd.objective.loss import Comparison, HiddenLoss, Loss, Observed, RowLoss, TokenLoss
+from opd.types import Batch, Scores, Seen
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class Rows:
     read whole; 0 where nothing counts."""
 
 
+class TakenLogprob(TokenLoss):
+    """The taken token's log-prob: no loss of its own, but what sequence losses are functions of."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ()
+
+    def tokens(
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        return logprob, {}
+
+
 class Columns:
     """Values a token, filled a few rows at a time: (kind, name) to `[N]`."""
 
@@ -60,6 +73,12 @@ class Columns:
         """Put what one side thinks of the taken tokens."""
         self.write(kind, "logprob", index, logprob)
         self.write(kind, "entropy", index, entropy)
+
+    def note(self, name: str, index: Tensor, losses: Tensor, observed: Observed) -> None:
+        """Put what a loss is, and what it reports."""
+        self.write("loss", name, index, losses)
+        for key, values in observed.items():
+            self.write(f"observed by {name}", key, index, values)
 
     def of(self, kind: str) -> dict[str, Tensor]:
         """Name to `[N]`."""
@@ -148,9 +167,7 @@ class Pass(RowFunction):
             scale = self.scales[name][index]
             # A loss may be infinite where nothing is asked of it, and 0 * inf is NaN.
             value = value + scale * per_token.masked_fill(scale == 0, 0.0)
-            self.columns.write("loss", name, index, per_token)
-            for key, values in observed.items():
-                self.columns.write(f"observed by {name}", key, index, values)
+            self.columns.note(name, index, per_token, observed)
         return value
 
 
@@ -168,9 +185,11 @@ def student_rows(
     `hidden` is `[N, D]` with gradient; each loss counts as much as its scale `[N]` says. Where all
     scales are 0 the log-probs and the entropy are computed, and no gradient.
     """
+    of_states = {n: loss for n, loss in losses.items() if isinstance(loss, HiddenLoss)}
+    losses = {n: loss for n, loss in losses.items() if n not in of_states}
     counts = torch.zeros_like(batch.target_ids, dtype=torch.bool)
-    for scale in scales.values():
-        counts |= scale != 0
+    for name in losses:
+        counts |= scales[name] != 0
     counted, idle = counts.nonzero().squeeze(-1), (~counts).nonzero().squeeze(-1)
     columns = Columns(batch.tokens, hidden.device)
     function = Pass(batch, scores, losses, scales, temperature, counted, columns)
@@ -182,14 +201,20 @@ def student_rows(
     if len(idle):
         measured = head.score(hidden.detach()[idle], batch.target_ids[idle], temperature)
         columns.measure("student", idle, *measured)
+    for name, loss in of_states.items():
+        index = scales[name].nonzero().squeeze(-1)
+        theirs = {view: scores[view].hidden[index] for view in loss.views}
+        per_token, observed = loss.states(hidden[index], batch.rows(index), theirs)
+        total = total + (scales[name][index] * per_token).sum()
+        columns.note(name, index, per_token, observed)
     student = columns.of("student")
     losses_found = columns.of("loss")
     return Rows(
         total=total,
         logprob=student.get("logprob", columns.nothing),
         entropy=student.get("entropy", columns.nothing),
-        losses={name: losses_found.get(name, columns.nothing) for name in losses},
-        observed={name: columns.of(f"observed by {name}") for name in losses},
+        losses={name: losses_found.get(name, columns.nothing) for name in scales},
+        observed={name: columns.of(f"observed by {name}") for name in scales},
         counts=counts,
         teachers={
             view: (found["logprob"], found["entropy"])

@@ -1,7 +1,9 @@
 """What is minimised at each action token.
 
 Legend: `n` rows of a chunk, `N` action tokens of a batch, `V` vocabulary. Row losses see whole
-next-token distributions a chunk at a time, token losses only the log-probs of the taken tokens.
+next-token distributions a chunk at a time, token losses only the log-probs of the taken tokens,
+hidden losses the last layer, and in sequence losses the tokens of a whole update may depend on each
+other.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,7 +25,7 @@ from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target
-from opd.types import Batch, Seen
+from opd.types import Batch, Seen, Tokens
 
 Observed = Mapping[str, Tensor]
 """Names of metrics to one detached value per row or token."""
@@ -31,6 +33,10 @@ Observed = Mapping[str, Tensor]
 
 class Loss(ABC):
     """Something to minimise, per token."""
+
+    choices: ClassVar[Mapping[str, str]] = {
+        "SequencePolicyGradient": "opd.objective.sequence_loss:SequencePolicyGradient",
+    }
 
     @property
     @abstractmethod
@@ -82,6 +88,45 @@ class TokenLoss(Loss):
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
         temperature, with gradients). Tokens must not depend on each other: they come a few at a
         time, `batch` and `teachers` cut to the same ones."""
+
+
+class HiddenLoss(Loss):
+    """A loss of the last layer's hidden states."""
+
+    @abstractmethod
+    def states(
+        self, hidden: Tensor, batch: Batch, teachers: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Observed]:
+        """Losses `[n]` and metrics from the student's hidden states `[n, D]` (with gradients) at
+        the counted tokens and each view's `[n, D]`. Tokens of one sequence may depend on each
+        other; those of different ones must not: they may come in different micro-batches."""
+
+
+class SequenceLoss(Loss):
+    """A loss in which tokens depend on each other: through a sequence, a pair, a statistic.
+
+    It is a function of one number a token, over all micro-batches and ranks of an update. The
+    learner computes the numbers first without gradients, and then pulls at each with the derivative
+    of the loss there: exact, however the update is cut. Ours.
+    """
+
+    @property
+    def inner(self) -> RowLoss | TokenLoss | None:
+        """What the number of a token is; None for the taken token's log-prob, nats at the sampling
+        temperature."""
+        return None
+
+    def counts(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        """`[n]` bool, which of the tokens that the weights count the loss can say something of."""
+        return torch.ones_like(tokens.target_ids, dtype=torch.bool)
+
+    @abstractmethod
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        """Losses `[n]` and metrics from the numbers `[n]` (with gradients) of the counted tokens.
+        Sequences come in the order of the rollouts, whole but for tokens that do not count; a loss
+        of a whole sequence stands at each of its tokens, to be averaged by sequence."""
 
 
 @part

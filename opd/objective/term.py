@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from opd.config import part
-from opd.objective.loss import Loss
+from opd.objective.loss import Loss, SequenceLoss
 from opd.objective.schedule import Constant, Schedule
-from opd.objective.weight import Weight
+from opd.objective.weight import UpdateWeight, Weight
 from opd.types import Batch, Scores
 
 
@@ -40,6 +40,12 @@ class Term:
         """The teacher views that the loss and the weights read, each once."""
         read = [*self.loss.views, *(view for weight in self.weights for view in weight.views)]
         return tuple(dict.fromkeys(read))
+
+    @property
+    def spans_update(self) -> bool:
+        """Whether its tokens depend on those of other micro-batches."""
+        parts = (self.loss, *self.weights)
+        return any(isinstance(each, SequenceLoss | UpdateWeight) for each in parts)
 
     def weight(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
         """The product of the weights `[N]`, and 0 where a view that the loss reads is absent."""

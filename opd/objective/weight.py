@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
-from opd.types import Batch, Scores
+from opd.types import Batch, Scores, Seen, Tokens
 
 
 class Weight(ABC):
@@ -27,6 +28,19 @@ class Weight(ABC):
     @abstractmethod
     def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
         """Weights `[N]`: at least 0, finite, detached."""
+
+
+class UpdateWeight(Weight):
+    """A weight that depends on more than its own micro-batch."""
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        """1: a micro-batch alone says nothing."""
+        return torch.ones_like(batch.sampled_logprob)
+
+    @abstractmethod
+    def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        """Weights `[n]` of the tokens that the other weights count, over all micro-batches and
+        ranks of an update."""
 
 
 @part

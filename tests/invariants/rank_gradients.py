@@ -15,7 +15,7 @@ from opd.objective.weight import Only
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Frozen
-from tests.students import draw_trajectories, gradients, open_student
+from tests.students import Coupled, Rank, draw_trajectories, gradients, open_student
 
 
 def main(folder: Path, to: Path) -> None:
@@ -24,6 +24,7 @@ def main(folder: Path, to: Path) -> None:
     terms = {
         "distil": Term(loss=Distill(target="solution", divergence=JSD()), weights=FAILURES),
         "reinforce": Term(loss=PolicyGradient(), average="sequence"),
+        "joint": Term(loss=Coupled(), weights=(Rank(),)),
     }
     learner = open_student(folder, terms, accelerator=accelerator)
     teacher = Teacher(weights=Frozen(), views={"solution": Plain()})
