@@ -80,7 +80,8 @@ def take_steps(run: Run) -> None:
             batches = micro_batches(run, share)
             scores = teacher.score(share, batches, views, learner)
             updates.append(learner.update(batches, scores, step))
-        run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
+        if any(trajectory.rollout.policy_step >= 0 for trajectory in trajectories):
+            run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.weights.follow(learner)
         ended = time.perf_counter()
         update = as_one(updates)

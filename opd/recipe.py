@@ -24,7 +24,7 @@ from opd.problems import Dataset
 from opd.reward import Reward
 from opd.rollout.engine import Engine, Sampling
 from opd.rollout.hf import HF
-from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Source
+from opd.rollout.source import OnPolicy, Source
 from opd.teacher.score import Teacher
 from opd.teacher.view import FirstOf, Sibling, View
 from opd.tree import joined
@@ -122,20 +122,16 @@ class Recipe:
 
     def check_policy_gradient(self) -> None:
         """Written responses have no sampling policy to take a ratio to."""
-        if any(isinstance(source, Demonstrations) for source in sources(self.source)):
+        if not self.source.tells_logprobs:
             raise RecipeError(
-                "source: a policy-gradient term needs sampled rollouts, but Demonstrations are "
-                "written; set source=OnPolicy or drop the term"
+                "source: a policy-gradient term needs sampled rollouts, but here some are written; "
+                "set source=OnPolicy or drop the term"
             )
 
     def check_siblings(self) -> None:
         """A sibling needs a group of at least two."""
         shows_sibling = any(isinstance(view, Sibling) for view in leaves(self.teacher.views))
-        largest = max(
-            (s.rollouts_per_problem for s in sources(self.source) if isinstance(s, OnPolicy)),
-            default=1,
-        )
-        if shows_sibling and largest < 2:
+        if shows_sibling and self.source.most_per_problem < 2:
             raise RecipeError(
                 "teacher.views: a Sibling view needs other rollouts of the same problem; set "
                 "source.rollouts_per_problem to 2 or more"
@@ -157,14 +153,6 @@ class Recipe:
             raise RecipeError(
                 f"{where}: it reaches {outside[0]:g}; keep it at {bound.low:g} or above{most}"
             )
-
-
-def sources(source: Source) -> Iterator[Source]:
-    """The source and every source inside it."""
-    yield source
-    if isinstance(source, Mixed):
-        yield from sources(source.first)
-        yield from sources(source.second)
 
 
 def leaves(views: dict[str, View]) -> Iterator[View]:

@@ -151,7 +151,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
             f"problems_per_step: {recipe.problems_per_step} leave some of the "
             f"{accelerator.num_processes} processes without a problem; raise it"
         )
-    problems = recipe.problems.problems()
+    problems = recipe.source.answered(recipe.problems.problems())
     stream = Stream(problems, recipe.seed)
     stream.batch(0, recipe.problems_per_step)  # too few problems are named before models are opened
     judge = Judge(recipe.reward, problems)

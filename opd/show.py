@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -70,7 +72,7 @@ def as_rollout(problem: Problem, text: str, chat: Chat) -> Rollout:
         prompt=problem.prompt,
         prompt_ids=chat.prompt_ids(problem.prompt.messages),
         token_ids=token_ids,
-        logprobs=(0.0,) * len(token_ids),
+        logprobs=(nan,) * len(token_ids),
         policy_step=-1,
         finish="stop",
         text=text,

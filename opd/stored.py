@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,12 +12,13 @@ from opd.config import locate
 from opd.errors import DataError
 from opd.learner.batch import assemble, to_device
 from opd.learner.learner import Learner
+from opd.learner.model import weights_id
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.reward import Judge
 from opd.rollout.chat import Chat
+from opd.rollout.judged import Judged, read_judged, refuse_existing, write_judged
 from opd.run import open_learner, open_sampler
-from opd.types import Message, Prompt, Rollout, Verdict
 
 
 def sample(recipe: Recipe, count: int, to: Path) -> int:
@@ -28,17 +27,18 @@ def sample(recipe: Recipe, count: int, to: Path) -> int:
     Returns how many stand in it. Raises DataError when `to` exists.
     """
     refuse_existing(to)
-    problems = recipe.problems.problems()[:count]
+    problems = recipe.source.answered(recipe.problems.problems())[:count]
     judge = Judge(recipe.reward, problems)
     sampler = open_sampler(recipe)
+    drawn_by, chat = weights_id(recipe.model.path), sampler.chat.fingerprint
     try:
         drawn = recipe.source.collect(problems, sampler, recipe.sampling, step=0)
     finally:
         sampler.engine.close()
-    return write_rows(
+    return write_judged(
         to,
         (
-            {"rollout": asdict(rollout), "verdict": asdict(verdict)}
+            Judged(rollout, verdict, drawn_by if rollout.policy_step >= 0 else None, chat)
             for rollouts in drawn
             for rollout, verdict in zip(rollouts, judge(rollouts), strict=True)
         ),
@@ -99,45 +99,16 @@ def scored(
 def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:
     """The stored rollouts, grouped by problem in order of first appearance."""
     known = {problem.prompt.id: problem for problem in problems}
-    rows: dict[str, list[tuple[Rollout, Verdict]]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; write it with `opd sample --to`") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rollout, verdict = read_rollout(row["rollout"]), Verdict(**row["verdict"])
-        except (ValueError, KeyError, TypeError) as error:
+    groups = []
+    for name, rows in read_judged(path).items():
+        if name not in known:
             raise DataError(
-                f"{path}: row {number} is no stored rollout ({error!r}); write the file with "
-                "`opd sample --to`"
-            ) from error
-        if rollout.prompt.id not in known:
-            raise DataError(
-                f"{path}: row {number} answers {rollout.prompt.id!r}, which is no problem of this "
-                "recipe; use the recipe that sampled it"
+                f"{path}: it answers {name!r}, which is no problem of this recipe; use the recipe "
+                "that sampled it"
             )
-        rows.setdefault(rollout.prompt.id, []).append((rollout, verdict))
-    return [
-        Group(known[name], tuple(r for r, _ in pairs), tuple(v for _, v in pairs))
-        for name, pairs in rows.items()
-    ]
-
-
-def read_rollout(row: Mapping[str, Any]) -> Rollout:
-    """A rollout as `sample` wrote it."""
-    prompt = row["prompt"]
-    messages = tuple(Message(**message) for message in prompt["messages"])
-    lists = ("prompt_ids", "token_ids", "logprobs")
-    plain = {name: tuple(row[name]) if name in lists else row[name] for name in row}
-    return Rollout(**{**plain, "prompt": Prompt(prompt["id"], messages)})
-
-
-def refuse_existing(to: Path) -> None:
-    """Nothing is written over."""
-    if to.exists():
-        raise DataError(f"{to}: exists already; name a new file or delete it")
+        rollouts, verdicts = (row.rollout for row in rows), (row.verdict for row in rows)
+        groups.append(Group(known[name], tuple(rollouts), tuple(verdicts)))
+    return groups
 
 
 def write_rows(to: Path, rows: Iterable[Mapping[str, object]]) -> int:

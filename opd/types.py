@@ -52,9 +52,10 @@ class Rollout:
     token_ids: tuple[int, ...]
     """`[T]` sampled token ids, the stop token included when there is one."""
     logprobs: tuple[float, ...]
-    """`[T]` nats, under the sampling policy at the sampling temperature."""
+    """`[T]` nats, under the sampling policy at the sampling temperature; NaN where a token was
+    written down, or drawn behind another prompt than this one."""
     policy_step: int
-    """Version of the weights that sampled it; -1 when it was not sampled but written down."""
+    """Version of this run's weights that sampled it; -1 when none of them did."""
     finish: Finish
     text: str
     """The response decoded without special tokens, for rewards and views."""

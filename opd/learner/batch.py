@@ -82,20 +82,14 @@ def assemble(
         target_ids=torch.tensor([token for response in responses for token in response]),
         sequence=torch.repeat_interleave(torch.arange(len(chosen)), lengths),
         position=torch.cat([torch.arange(int(length)) for length in lengths]),
-        sampled_logprob=torch.cat([sampled_logprobs(member) for member in chosen]),
+        sampled_logprob=torch.tensor(
+            [nats for member in chosen for nats in member.rollout.logprobs]
+        ),
         reward=torch.tensor([member.verdict.reward for member in chosen]),
         advantage=torch.tensor([member.advantage for member in chosen]),
         pass_rate=torch.tensor([member.pass_rate for member in chosen]),
         success=torch.tensor([member.verdict.success for member in chosen]),
     )
-
-
-def sampled_logprobs(trajectory: Trajectory) -> Tensor:
-    """`[T]` nats; NaN for a response that was written down instead of sampled."""
-    rollout = trajectory.rollout
-    if rollout.policy_step < 0:
-        return torch.full((len(rollout.token_ids),), float("nan"))
-    return torch.tensor(rollout.logprobs, dtype=torch.float32)
 
 
 def build_context(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -16,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.hub import cached_file
 
 from opd.config import locate, part
 from opd.errors import RecipeError, first_line
@@ -26,6 +28,7 @@ from opd.learner.attention import (
     refuse_unavailable,
     refuse_unfaithful,
 )
+from opd.rows import sha256_of
 from opd.types import Context, Head
 
 Causal = PreTrainedModel | PeftModel
@@ -160,6 +163,13 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
 def context_length(path: str) -> int:
     """The longest sequence, in tokens, that the model at `path` has positions for."""
     return AutoConfig.from_pretrained(locate(path)).max_position_embeddings
+
+
+def weights_id(path: str) -> str:
+    """A hash of the weights of the model at `path`, as they stand on disk."""
+    folder = Path(cast("str", cached_file(locate(path), "config.json"))).parent
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def silence_dropout(model: nn.Module) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from jinja2 import TemplateError
@@ -65,6 +68,16 @@ class Chat:
         """
         pad = self.tokenizer.pad_token_id
         return self.stop_ids[0] if pad is None else int(cast("int", pad))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that turns messages into token ids: the same for chats that agree."""
+        whole = {
+            "vocabulary": sorted(self.tokenizer.get_vocab().items()),
+            "template": self.tokenizer.chat_template,
+            "thinking": self.thinking,
+        }
+        return sha256(json.dumps(whole).encode()).hexdigest()
 
     @property
     def pads_with_stop(self) -> bool:

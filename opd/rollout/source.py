@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import field, replace
+from pathlib import Path
 from random import Random
 from typing import Annotated, Literal
 
@@ -13,12 +16,27 @@ from opd.config import part
 from opd.errors import DataError
 from opd.privileged import Problem
 from opd.rollout.engine import Sampling
+from opd.rollout.judged import Judged, read_judged
 from opd.rollout.sampler import Sampler, seed_of
 from opd.types import Rollout
 
 
 class Source(ABC):
     """Rollouts for a step's problems."""
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether responses come with the log-probs of the policy that drew them."""
+        return True
+
+    @property
+    def most_per_problem(self) -> float:
+        """Rollouts of one problem, infinite where nobody knows before they are read."""
+        return math.inf
+
+    def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        """Those of a run's problems that there are responses to. Raises DataError for none."""
+        return tuple(problems)
 
     @abstractmethod
     def collect(
@@ -34,6 +52,10 @@ class OnPolicy(Source):
 
     rollouts_per_problem: Annotated[int, Field(gt=0)] = 1
 
+    @property
+    def most_per_problem(self) -> float:
+        return self.rollouts_per_problem
+
     def collect(
         self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
     ) -> list[list[Rollout]]:
@@ -48,6 +70,14 @@ class Demonstrations(Source):
     read: Literal["demonstration", "solution"] = "demonstration"
     """The privileged field that holds the response."""
 
+    @property
+    def tells_logprobs(self) -> bool:
+        return False
+
+    @property
+    def most_per_problem(self) -> float:
+        return 1
+
     def collect(
         self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
     ) -> list[list[Rollout]]:
@@ -61,16 +91,121 @@ class Demonstrations(Source):
                 f"problem {problem.prompt.id}: it has no {self.read} to learn from; set "
                 "source.read to a field that the adapter fills"
             )
-        token_ids = sampler.chat.response_ids(text)
-        return Rollout(
-            prompt=problem.prompt,
-            prompt_ids=sampler.render(problem.prompt, len(token_ids)),
-            token_ids=token_ids,
-            logprobs=(0.0,) * len(token_ids),
-            policy_step=-1,
-            finish="stop",
-            text=text,
-        )
+        return written(problem, text, sampler)
+
+
+Learned = Literal["as_drawn", "plain", "stream", "text"]
+"""What is learned of a stored response. `as_drawn`: its tokens behind the prompt that they were
+drawn behind; `plain`: its tokens behind the problem's own prompt; `stream`: behind the problem's
+own prompt also all that the other prompt went on with; `text`: its text in this model's tokens,
+for one that another tokenizer wrote."""
+
+
+@part
+class Stored(Source):
+    """What `opd sample` has written: the same responses at every visit of a problem."""
+
+    path: str
+    only: Literal["all", "success", "failure"] = "all"
+    """By the verdicts on file."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """What becomes of a response whose tokens stand behind the same prompt before."""
+    rollouts_per_problem: Annotated[int, Field(gt=0)] | None = None
+    """The first so many; null for all."""
+    learned: Learned = "as_drawn"
+    kept: dict[str, list[Judged]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.learned == "as_drawn"
+
+    @property
+    def most_per_problem(self) -> float:
+        return self.rollouts_per_problem or math.inf
+
+    def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        rows = self.rows()
+        found = tuple(problem for problem in problems if problem.prompt.id in rows)
+        if not found:
+            raise DataError(
+                f"source.path: {self.path} answers none of the problems as `only` asks; give the "
+                "dataset that it was sampled from, or other responses"
+            )
+        return found
+
+    def collect(
+        self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
+    ) -> list[list[Rollout]]:
+        return [
+            [self.relearned(row, problem, sampler) for row in self.rows()[problem.prompt.id]]
+            for problem in problems
+        ]
+
+    def rows(self) -> dict[str, list[Judged]]:
+        """What is learned from, by the problem's id; read once."""
+        if not self.kept:
+            for name, rows in read_judged(Path(self.path)).items():
+                chosen = [row for row in rows if self.only in ("all", outcome(row))]
+                if self.repeats == "drop":
+                    chosen = without_repeats(chosen)
+                if chosen:
+                    self.kept[name] = chosen[: self.rollouts_per_problem]
+        return self.kept
+
+    def relearned(self, row: Judged, problem: Problem, sampler: Sampler) -> Rollout:
+        """The rollout as `learned` asks; raises DataError where it does not fit the student."""
+        rollout, place = row.rollout, f"source.path: {self.path}, problem {problem.prompt.id}"
+        if rollout.prompt != problem.prompt:
+            raise DataError(f"{place}: it answers another question; use the dataset of that run")
+        if self.learned == "text":
+            return written(problem, rollout.text, sampler)
+        if row.chat != sampler.chat.fingerprint:
+            raise DataError(
+                f"{place}: its tokens are of another tokenizer or chat template than "
+                f"{sampler.chat.name}'s; set source.learned=text to encode its text anew"
+            )
+        mine = replace(rollout, policy_step=-1)
+        plain = sampler.chat.prompt_ids(problem.prompt.messages)
+        if self.learned == "as_drawn" or rollout.prompt_ids == plain:
+            return mine
+        begun = () if self.learned == "plain" else rollout.prompt_ids[len(plain) :]
+        if begun and rollout.prompt_ids[: len(plain)] != plain:
+            raise DataError(
+                f"{place}: what it was drawn behind does not go on from the problem's own prompt; "
+                "set source.learned=plain"
+            )
+        token_ids = begun + rollout.token_ids
+        plain = sampler.render(problem.prompt, len(token_ids))
+        unknown = (math.nan,) * len(token_ids)
+        return replace(mine, prompt_ids=plain, token_ids=token_ids, logprobs=unknown)
+
+
+def outcome(row: Judged) -> str:
+    return "success" if row.verdict.success else "failure"
+
+
+def without_repeats(rows: Sequence[Judged]) -> list[Judged]:
+    """The first of those whose tokens agree."""
+    first: dict[object, Judged] = {}
+    for row in rows:
+        first.setdefault((row.rollout.prompt_ids, row.rollout.token_ids), row)
+    return list(first.values())
+
+
+def written(problem: Problem, text: str, sampler: Sampler) -> Rollout:
+    """`text` as a rollout of no policy."""
+    token_ids = sampler.chat.response_ids(text)
+    return Rollout(
+        prompt=problem.prompt,
+        prompt_ids=sampler.render(problem.prompt, len(token_ids)),
+        token_ids=token_ids,
+        logprobs=(math.nan,) * len(token_ids),
+        policy_step=-1,
+        finish="stop",
+        text=text,
+    )
 
 
 @part
@@ -81,6 +216,17 @@ class Mixed(Source):
     second: Source
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of `first`."""
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.first.tells_logprobs and self.second.tells_logprobs
+
+    @property
+    def most_per_problem(self) -> float:
+        return max(self.first.most_per_problem, self.second.most_per_problem)
+
+    def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        return self.second.answered(self.first.answered(problems))
 
     def collect(
         self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int

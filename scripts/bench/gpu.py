@@ -743,7 +743,7 @@ def trajectory(
         prompt=Prompt("0", (Message("user", ""),)),
         prompt_ids=prompt,
         token_ids=response,
-        logprobs=(),
+        logprobs=(math.nan,) * len(response),
         policy_step=-1,
         finish="length",
         text="",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -447,7 +448,7 @@ def recorded(prompt: Prompt, chat: Chat, response: Sequence[int]) -> Rollout:
         prompt=prompt,
         prompt_ids=chat.prompt_ids(prompt.messages),
         token_ids=tuple(response),
-        logprobs=(),
+        logprobs=(math.nan,) * len(response),
         policy_step=-1,
         finish="length",
         text="",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from opd.cli import main
 from opd.config import RECIPES, ROOT, build, load_recipe, locate
 from opd.loop import train
 from opd.recipe import Recipe
@@ -20,14 +21,26 @@ BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "ben
 SMALL = ("steps=2", "problems_per_step=4", "evaluation.every=0", "evaluation.samples=1")
 ELSEWHERE = {
     "gkd": ("teacher.weights.path=data/tiny",),
+    "rft": ("source.path={stored}/rollouts.jsonl",),
+    "seqkd": ("source.path={stored}/rollouts.jsonl",),
 }
 """What needs a GPU, a hub or an earlier run, replaced by what is here."""
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands before a run have left, of a few problems."""
+    folder = tmp_path_factory.mktemp("stored")
+    sampled = ["sample", "grpo", "source.rollouts_per_problem=4", "--problems", "12"]
+    assert main([*sampled, "--to", str(folder / "rollouts.jsonl")]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "opsd_gsm8k"])
-def test_two_steps(name: str, tmp_path: Path) -> None:
+def test_two_steps(name: str, tmp_path: Path, stored: Path) -> None:
     few = ("benchmarks.held_out.limit=4", "benchmarks.untouched.limit=4")
-    trains([name, *SMALL, *few, *ELSEWHERE.get(name, ())], tmp_path / name)
+    here = (change.format(stored=stored) for change in ELSEWHERE.get(name, ()))
+    trains([name, *SMALL, *few, *here], tmp_path / name)
 
 
 def test_two_steps_on_real_rows(tmp_path: Path) -> None:

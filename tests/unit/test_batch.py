@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -63,7 +64,8 @@ def test_micro_batches_hold_little_padding(budget: int) -> None:
 
 
 def written(trajectory: Trajectory) -> Trajectory:
-    return replace(trajectory, rollout=replace(trajectory.rollout, policy_step=-1))
+    unknown = (math.nan,) * len(trajectory.rollout.token_ids)
+    return replace(trajectory, rollout=replace(trajectory.rollout, logprobs=unknown))
 
 
 def test_written_tokens_have_no_sampling_policy() -> None:

@@ -183,7 +183,7 @@ def test_sample_then_score(
     rollouts.write_text(rollouts.read_text().replace('"id": "gsm8k-', '"id": "other-'))
     command[-1] = str(tmp_path / "other.jsonl")
     code, sentence = outcome(capsys, *command)
-    assert code == 4 and "row 1 answers 'other-" in sentence
+    assert code == 4 and "answers 'other-" in sentence
 
 
 def test_show_prints_both_prompts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

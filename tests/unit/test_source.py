@@ -1,0 +1,213 @@
+"""Stored responses: what is read back, which are chosen, and what of them is learned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from opd.config import build
+from opd.errors import DataError, RecipeError
+from opd.privileged import Privileged, Problem
+from opd.recipe import Recipe
+from opd.rollout.chat import Chat
+from opd.rollout.engine import Sampling
+from opd.rollout.hf import HF
+from opd.rollout.judged import Judged, read_judged, write_judged
+from opd.rollout.sampler import Sampler
+from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Stored
+from opd.types import Message, Prompt, Rollout, Verdict
+from tests.runs import run, tree
+from tests.unit.test_loop import rows
+
+SAMPLING = Sampling(max_response_tokens=6)
+PROBLEMS = tuple(
+    Problem(Prompt(f"p{index}", (Message("user", f"{index}?"),)), Privileged(solution="so"))
+    for index in range(3)
+)
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_model_dir: Path) -> Iterator[Sampler]:
+    engine = HF()
+    engine.open(str(tiny_model_dir), dtype="float32", max_length=64, seed=0)
+    yield Sampler(engine, Chat.open(str(tiny_model_dir)), 64, seed=0)
+    engine.close()
+
+
+def judged(sampler: Sampler, problem: Problem, text: str, status: str = "pass") -> Judged:
+    """A response that another model of the same tokenizer has drawn."""
+    token_ids = sampler.chat.response_ids(text)
+    rollout = Rollout(
+        prompt=problem.prompt,
+        prompt_ids=sampler.chat.prompt_ids(problem.prompt.messages),
+        token_ids=token_ids,
+        logprobs=tuple(-0.5 * (i + 1) for i in range(len(token_ids))),
+        policy_step=7,
+        finish="stop",
+        text=text,
+    )
+    return Judged(rollout, Verdict(status, 1.0), "weights", sampler.chat.fingerprint)  # type: ignore[arg-type]
+
+
+def behind(row: Judged, more: tuple[int, ...]) -> Judged:
+    """The same response, drawn behind a prompt that goes on."""
+    given = row.rollout.prompt_ids + more
+    return replace(row, rollout=replace(row.rollout, prompt_ids=given))
+
+
+def stored(tmp_path: Path, *rows: Judged, **settings: object) -> Stored:
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+    write_judged(path, rows)
+    return build(Stored, {"path": str(path), **settings})
+
+
+def test_what_is_written_is_read_back_and_never_written_over(
+    sampler: Sampler, tmp_path: Path
+) -> None:
+    row = judged(sampler, PROBLEMS[0], "a")
+    unknown = replace(row.rollout, logprobs=(math.nan,) * len(row.rollout.token_ids))
+    path = tmp_path / "rows.jsonl"
+    assert write_judged(path, [row, replace(row, rollout=unknown)]) == 2
+    first, second = read_judged(path)["p0"]
+    assert first == row and all(map(math.isnan, second.rollout.logprobs))
+    json.loads(path.read_text().splitlines()[1], parse_constant=pytest.fail)
+    with pytest.raises(DataError, match="exists already"):
+        write_judged(path, [row])
+
+
+def test_a_file_is_there_whole_or_not_at_all(sampler: Sampler, tmp_path: Path) -> None:
+    def cut_short() -> Iterator[Judged]:
+        yield judged(sampler, PROBLEMS[0], "a")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_judged(tmp_path / "rows.jsonl", cut_short())
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_malformed_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"row 1 is no stored rollout"):
+        read_judged(path)
+
+
+def test_verdicts_repeats_and_number_choose(sampler: Sampler, tmp_path: Path) -> None:
+    a, b = judged(sampler, PROBLEMS[0], "a"), judged(sampler, PROBLEMS[0], "b", "fail")
+    c = judged(sampler, PROBLEMS[1], "c", "no_answer")
+
+    def texts(**settings: object) -> list[list[str]]:
+        source = stored(tmp_path, a, b, a, c, **settings)
+        problems = source.answered(PROBLEMS)
+        drawn = source.collect(problems, sampler, SAMPLING, 0)
+        return [[rollout.text for rollout in rollouts] for rollouts in drawn]
+
+    assert texts() == [["a", "b", "a"], ["c"]]
+    assert texts(only="success") == [["a", "a"]]
+    assert texts(only="failure") == [["b"], ["c"]]
+    assert texts(repeats="drop") == [["a", "b"], ["c"]]
+    assert texts(rollouts_per_problem=1) == [["a"], ["c"]]
+    with pytest.raises(DataError, match="answers none of the problems"):
+        stored(tmp_path, b, only="success").answered(PROBLEMS)
+
+
+def test_each_way_of_learning_a_response(sampler: Sampler, tmp_path: Path) -> None:
+    row = judged(sampler, PROBLEMS[0], "so")
+    plain, more = row.rollout.prompt_ids, (20, 21)
+
+    def learned(way: str) -> Rollout:
+        source = stored(tmp_path, behind(row, more), learned=way)
+        return source.collect(PROBLEMS[:1], sampler, SAMPLING, 0)[0][0]
+
+    drawn, bare, stream = learned("as_drawn"), learned("plain"), learned("stream")
+    response = row.rollout.token_ids
+    assert (drawn.prompt_ids, drawn.token_ids) == (plain + more, response)
+    assert drawn.logprobs == row.rollout.logprobs
+    assert (bare.prompt_ids, bare.token_ids) == (plain, response)
+    assert (stream.prompt_ids, stream.token_ids) == (plain, more + response)
+    for other in (bare, stream):
+        assert len(other.logprobs) == len(other.token_ids) and all(map(math.isnan, other.logprobs))
+    assert {r.policy_step for r in (drawn, bare, stream)} == {-1}
+    source = stored(tmp_path, row, learned="plain")
+    assert source.collect(PROBLEMS[:1], sampler, SAMPLING, 0)[0][0].logprobs == row.rollout.logprobs
+
+
+def test_what_does_not_fit_the_student_is_refused(sampler: Sampler, tmp_path: Path) -> None:
+    row = judged(sampler, PROBLEMS[0], "so")
+
+    def collected(row: Judged, **settings: object) -> list[list[Rollout]]:
+        return stored(tmp_path, row, **settings).collect(PROBLEMS[:1], sampler, SAMPLING, 0)
+
+    foreign = replace(row, chat="another")
+    with pytest.raises(DataError, match="another tokenizer or chat template"):
+        collected(foreign)
+    ((anew,),) = collected(foreign, learned="text")
+    assert anew.token_ids == row.rollout.token_ids and all(map(math.isnan, anew.logprobs))
+    asked = replace(row.rollout.prompt, messages=(Message("user", "else?"),))
+    with pytest.raises(DataError, match="answers another question"):
+        collected(replace(row, rollout=replace(row.rollout, prompt=asked)))
+    shown = replace(row.rollout, prompt_ids=(50, 51, *row.rollout.prompt_ids))
+    with pytest.raises(DataError, match="does not go on from"):
+        collected(replace(row, rollout=shown), learned="stream")
+
+
+def test_only_sources_with_log_probs_serve_a_policy_gradient(tmp_path: Path) -> None:
+    def recipe(source: object) -> Recipe:
+        return build(Recipe, tree(tmp_path, tmp_path / "run", source=source))
+
+    path = {"name": "Stored", "path": "somewhere.jsonl"}
+    assert recipe(path).source.tells_logprobs
+    for inner in ({**path, "learned": "text"}, {**path, "learned": "stream"}, "Demonstrations"):
+        with pytest.raises(RecipeError, match="source: a policy-gradient term needs sampled"):
+            recipe({"name": "Mixed", "first": "OnPolicy", "second": inner})
+
+
+def test_siblings_are_refused_where_every_group_is_one(tmp_path: Path) -> None:
+    views = {"weights": "Frozen", "views": {"solution": "Sibling"}}
+    terms = {"distil": {"loss": {"name": "Distill", "target": "solution", "divergence": "JSD"}}}
+
+    def recipe(source: object) -> Recipe:
+        changes = {"teacher": views, "terms": terms, "source": source}
+        return build(Recipe, tree(tmp_path, tmp_path / "run", **changes))
+
+    recipe({"name": "Stored", "path": "somewhere.jsonl"})
+    for source in (
+        "OnPolicy",
+        "Demonstrations",
+        {"name": "Stored", "path": "x", "rollouts_per_problem": 1},
+    ):
+        with pytest.raises(RecipeError, match="Sibling view needs other rollouts"):
+            recipe(source)
+
+
+def test_mixed_asks_what_both_sides_answer(sampler: Sampler, tmp_path: Path) -> None:
+    first = stored(tmp_path, *(judged(sampler, PROBLEMS[i], "a") for i in (0, 1)))
+    second = stored(tmp_path, *(judged(sampler, PROBLEMS[i], "a") for i in (1, 2)))
+    assert Mixed(first=first, second=second).answered(PROBLEMS) == PROBLEMS[1:2]
+    assert OnPolicy().answered(PROBLEMS) == Demonstrations().answered(PROBLEMS) == PROBLEMS
+
+
+def test_a_run_on_stored_responses_draws_nothing_and_forgives_drift(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """The weights leave those that drew behind, which is no fault of the engine."""
+    from opd.stored import sample
+
+    recipe = build(Recipe, tree(tiny_model_dir, tmp_path / "unused"))
+    assert sample(recipe, 3, tmp_path / "rows.jsonl") == 6
+    (row, *_) = next(iter(read_judged(tmp_path / "rows.jsonl").values()))
+    assert row.drawn_by and row.chat and row.rollout.policy_step == 0
+    changes = {
+        "source": {"name": "Stored", "path": str(tmp_path / "rows.jsonl")},
+        "optimizer": {"learning_rate": 1e-2},
+        "sync_tolerance": 1e-3,
+    }
+    summary = run(tiny_model_dir, tmp_path / "run", **changes)
+    metrics = [row["metrics"] for row in rows(tmp_path / "run", "update")]
+    assert summary["generated_tokens"] == 0 and summary["learner_tokens"] > 0
+    assert metrics[0]["mismatch/mean"] < 1e-4 and metrics[-1]["mismatch/mean"] > 1e-2
