@@ -96,6 +96,7 @@ class Recipe:
         ratios = PolicyGradient | SequencePolicyGradient
         if any(isinstance(term.loss, ratios) for term in self.terms.values()):
             self.check_policy_gradient()
+        self.check_pools()
         self.check_siblings()
         self.check_schedules()
 
@@ -119,6 +120,24 @@ class Recipe:
                 f"terms.{name}.loss.temperature: {loss.temperature:g}, but its correction compares "
                 f"with samples at {self.sampling.temperature:g}; set both alike, or correction=null"
             )
+
+    def check_pools(self) -> None:
+        """What shares a denominator counts the same things, and there are two of it."""
+        pools: dict[str, list[str]] = {}
+        for name, term in self.terms.items():
+            if term.pool is not None:
+                pools.setdefault(term.pool, []).append(name)
+        for pool, names in pools.items():
+            if len(names) < 2:
+                raise RecipeError(
+                    f"terms.{names[0]}.pool: no other term names {pool!r}, so nothing is shared; "
+                    "name it in another term or set pool=null"
+                )
+            if len({self.terms[name].average for name in names}) > 1:
+                raise RecipeError(
+                    f"terms.{names[0]}.average: the terms {', '.join(names)} share the pool "
+                    f"{pool!r} but do not count the same things; give them one average"
+                )
 
     def check_policy_gradient(self) -> None:
         """Written responses have no sampling policy to take a ratio to."""

@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from opd.config import build, load_recipe
+from opd.learner.batch import pack
 from opd.learner.learner import Learner, Optimizer
 from opd.learner.model import LoRA, Model
 from opd.objective.divergence import ForwardKL
@@ -19,6 +21,10 @@ from opd.objective.schedule import Constant
 from opd.objective.term import Term
 from opd.objective.weight import UpdateWeight, Weight
 from opd.privileged import Trajectory
+from opd.recipe import Recipe
+from opd.teacher.score import Teacher
+from opd.teacher.view import Plain
+from opd.teacher.weights import Frozen
 from opd.types import Message, Prompt, Rollout, Seen, Tokens, Verdict
 
 TRAJECTORIES = 7
@@ -119,8 +125,9 @@ def grouped(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     ]
 
 
-def draw_trajectories() -> list[Trajectory]:
-    """Judged rollouts; the third has no view, the others a solution that is longer."""
+def draw_trajectories(*names: str) -> list[Trajectory]:
+    """Judged rollouts; the third has no view, the others those named, a solution by default,
+    whose prompts are longer."""
     random = Random(0)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -139,7 +146,7 @@ def draw_trajectories() -> list[Trajectory]:
             finish="stop",
             text="",
         )
-        views = {} if index == 2 else {"solution": ids(9 + index % 4)}
+        views = {name: ids(9 + index % 4) for name in names or ("solution",) if index != 2}
         verdict = Verdict("pass" if index % 2 else "fail", float(index % 2))
         made.append(Trajectory(rollout, verdict, random.uniform(-1, 1), 0.25, views))
     return made
@@ -160,3 +167,31 @@ def distance(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tenso
     largest = max(float(value.abs().max()) for value in first.values())
     gap = max(float((first[name] - second[name]).abs().max()) for name in first)
     return gap / largest
+
+
+def recipe_terms(name: str, *overrides: str) -> dict[str, Term]:
+    """The terms of a recipe."""
+    return build(Recipe, load_recipe(name, overrides)).terms
+
+
+def update_of(
+    folder: Path,
+    terms: Mapping[str, Term],
+    trajectories: Sequence[Trajectory],
+    *,
+    tokens_per_batch: int = 10_000,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """(the loss, the gradients) of one update from the same weights; every view is as the
+    trajectories say, behind the initial weights."""
+    learner = open_student(folder, terms)
+    views = tuple(dict.fromkeys(view for term in terms.values() for view in term.views))
+    teacher = Teacher(weights=Frozen(), views={view: Plain() for view in views})
+    teacher.weights.setup(learner)
+    batches = pack(trajectories, tokens_per_batch=tokens_per_batch, packing=False, pad_id=0)
+    scores = teacher.score(trajectories, batches, views, learner)
+    metrics = learner.update(batches, scores, 0).metrics
+    loss = sum(
+        term.coefficient.at(0, learner.steps) * metrics.get(f"loss/{name}", 0.0)
+        for name, term in terms.items()
+    )
+    return loss, gradients(learner)

@@ -175,13 +175,19 @@ class Learner:
         weights: Mapping[str, Sequence[Tensor]],
         batches: Sequence[Batch],
     ) -> dict[str, float]:
-        """The global denominator of each term."""
-        local = dict.fromkeys(terms, 0.0)
+        """The global denominator of each term; 0 where nothing counts."""
+        local = dict.fromkeys(terms, (0.0, 0.0))
         for name, term in terms.items():
             for weight, batch in zip(weights[name], batches, strict=True):
-                local[name] += term.mass(weight, batch, self.max_response_tokens).item()
-        ranks: list[dict[str, float]] = gather_object([local])
-        return {name: sum(rank[name] for rank in ranks) for name in terms}
+                mass, count = local[name]
+                mass += term.mass(weight, batch, self.max_response_tokens).item()
+                local[name] = mass, count + term.count(weight, batch).item()
+        ranks: list[dict[str, tuple[float, float]]] = gather_object([local])
+        totals = {
+            name: (sum(rank[name][0] for rank in ranks), sum(rank[name][1] for rank in ranks))
+            for name in terms
+        }
+        return pooled(terms, totals)
 
     def linearised(
         self,
@@ -294,6 +300,22 @@ class Learner:
         """Undo `state_dict`, bit for bit."""
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def pooled(
+    terms: Mapping[str, Term], totals: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Denominators of terms from the mass and the count of each: dividing by mass * pool / count
+    makes a term its own mean times its share of what its pool counts."""
+    pools: dict[str, float] = defaultdict(float)
+    for name, term in terms.items():
+        if term.pool is not None:
+            pools[term.pool] += totals[name][1]
+    masses = {}
+    for name, term in terms.items():
+        mass, count = totals[name]
+        masses[name] = mass * pools[term.pool] / count if term.pool is not None and count else mass
+    return masses
 
 
 def observe(

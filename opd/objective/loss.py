@@ -25,6 +25,7 @@ from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target
+from opd.objective.token_credit import TokenCredit
 from opd.types import Batch, Seen, Tokens
 
 Observed = Mapping[str, Tensor]
@@ -42,6 +43,11 @@ class Loss(ABC):
     @abstractmethod
     def views(self) -> tuple[str, ...]:
         """The teacher views that it reads."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those of its views without which a token does not count."""
+        return self.views
 
 
 @dataclass(frozen=True)
@@ -239,20 +245,28 @@ class PolicyGradient(TokenLoss):
 
     arXiv 2402.03300, upper bound of its own from 2503.14476. A correction replaces the sampling
     policy in r by the policy before the update, which is the trained one: one update a batch.
+    Token credits reshape A for each token, one after the other.
     """
 
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
     clip_high: Annotated[float, Field(ge=0)] = 0.2
     correction: Correction | None = None
+    token_credit: tuple[TokenCredit, ...] = ()
 
     @property
     def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(view for part in self.token_credit for view in part.views))
+
+    @property
+    def needed(self) -> tuple[str, ...]:
         return ()
 
     def tokens(
         self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         advantage = batch.advantage[batch.sequence]
+        for reshaped in self.token_credit:
+            advantage = reshaped(advantage, logprob.detach(), batch, teachers)
         before = batch.sampled_logprob if self.correction is None else logprob.detach()
         change = ratio(logprob, before)
         free = change * advantage

@@ -34,6 +34,9 @@ class Term:
     denominator: Literal["weights", "count"] = "weights"
     """`weights`: a weighted mean; `count`: small weights make small updates. `budget` always counts
     sequences."""
+    pool: str | None = None
+    """Active terms that name the same pool share one denominator: each is its own mean times its
+    share of what the pool counts, tokens or sequences as they average. arXiv 2604.02288."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -48,11 +51,11 @@ class Term:
         return any(isinstance(each, SequenceLoss | UpdateWeight) for each in parts)
 
     def weight(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
-        """The product of the weights `[N]`, and 0 where a view that the loss reads is absent."""
+        """The product of the weights `[N]`, and 0 where a view that the loss needs is absent."""
         product = torch.ones_like(batch.sampled_logprob)
         for weight in self.weights:
             product = product * weight(batch, scores)
-        for view in self.loss.views:
+        for view in self.loss.needed:
             product = product * scores[view].present
         return product
 
@@ -70,11 +73,17 @@ class Term:
 
     def mass(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
         """What the numerator is divided by, a scalar, from weights `[N]`."""
+        if self.average == "budget" or self.denominator == "count":
+            return self.count(weight, batch)
+        return (self._share(weight > 0, batch, max_response_tokens) * weight).sum()
+
+    def count(self, weight: Tensor, batch: Batch) -> Tensor:
+        """How many tokens have a weight `[N]` above 0, or sequences that hold one unless tokens are
+        averaged: a scalar."""
         counted = weight > 0
-        if self.average == "budget":
-            return (_tokens_per_sequence(counted, batch) > 0).sum().to(weight.dtype)
-        share = self._share(counted, batch, max_response_tokens)
-        return (share * (weight if self.denominator == "weights" else counted)).sum()
+        if self.average != "token":
+            counted = _tokens_per_sequence(counted, batch) > 0
+        return counted.sum().to(weight.dtype)
 
     def _share(self, counted: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
         if self.average == "sequence":

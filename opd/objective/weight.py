@@ -70,6 +70,40 @@ class Only(Weight):
 
 
 @part
+class Present(Weight):
+    """1 where the teacher has the view, 0 where it has not."""
+
+    view: str
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        return scores[self.view].present.float()
+
+
+@part
+class Rest(Weight):
+    """1 on the tokens that some weights leave out together, 0 on those that they count."""
+
+    of: Annotated[tuple[Weight, ...], Field(min_length=1)]
+    """They multiply."""
+
+    def __post_init__(self) -> None:
+        if any(isinstance(weight, UpdateWeight) for weight in self.of):
+            raise ValueError("what a weight over the whole update leaves is not known in time")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(view for weight in self.of for view in weight.views)
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        weights = [weight(batch, scores) for weight in self.of]
+        return (torch.stack(weights).prod(0) == 0).float()
+
+
+@part
 class Confidence(Weight):
     """exp(-scale * H) of the teacher's entropy H, 0 where it is absent. arXiv 2604.02288."""
 

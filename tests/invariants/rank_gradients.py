@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from opd.learner.batch import pack
 from opd.objective.divergence import JSD
-from opd.objective.loss import Distill, PolicyGradient
+from opd.objective.loss import Distill, Likelihood, PolicyGradient
 from opd.objective.term import Term
-from opd.objective.weight import Only
+from opd.objective.weight import Only, Rest
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Frozen
@@ -22,7 +22,10 @@ def main(folder: Path, to: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     terms = {
-        "distil": Term(loss=Distill(target="solution", divergence=JSD()), weights=FAILURES),
+        "distil": Term(
+            loss=Distill(target="solution", divergence=JSD()), weights=FAILURES, pool="tokens"
+        ),
+        "imitate": Term(loss=Likelihood(), weights=(Rest(of=FAILURES),), pool="tokens"),
         "reinforce": Term(loss=PolicyGradient(), average="sequence"),
         "joint": Term(loss=Coupled(), weights=(Rank(),)),
     }

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opd.objective.divergence import ForwardKL
-from opd.objective.loss import Distill, Likelihood
+from opd.objective.loss import Distill, Likelihood, PolicyGradient
 from opd.objective.schedule import Constant
 from opd.objective.term import Term
+from opd.objective.token_credit import Gap
 from opd.objective.weight import Confidence, FirstTokens, Only, PassRate
 from opd.types import Batch, Scores
 from tests.batches import batch_of, scores_of
@@ -59,6 +60,21 @@ def test_skipped_tokens_leave_the_mean_of_their_sequence(average: Average, mean:
     term = Term(loss=Likelihood(), weights=(FirstTokens(skip=3),), average=average)
     losses = [9.0, 9.0, 9.0, 0.4, 0.2, 9.0, 9.0, 9.0, 0.6]
     assert value(term, losses, batch_of([5, 4])).item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(("average", "count"), [("token", 4), ("sequence", 2), ("budget", 2)])
+def test_a_pool_counts_what_the_average_is_over(average: Average, count: int) -> None:
+    term = Term(loss=Likelihood(), weights=(FirstTokens(skip=1),), average=average)
+    batch = batch_of([2, 4, 1])
+    assert term.count(term.weight(batch, {}), batch).item() == count
+
+
+def test_a_loss_that_needs_no_view_counts_where_it_is_absent() -> None:
+    loss = PolicyGradient(token_credit=(Gap(view="solution"),))
+    scores = {"solution": scores_of(2, present=[True, False])}
+    term = Term(loss=loss)
+    assert term.views == ("solution",)
+    assert term.weight(batch_of([2]), scores).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("average", ["token", "sequence", "budget"])

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.objective.weight import Confidence, FirstTokens, Only, PassRate, Weight
+from opd.objective.weight import Confidence, FirstTokens, Only, PassRate, Present, Rest, Weight
 from tests.batches import batch_of, scores_of
+from tests.students import Rank
 
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -68,6 +69,22 @@ def test_absent_teacher_has_no_confidence() -> None:
     assert Confidence(view="solution")(batch_of([2]), scores).tolist() == [1, 0]
 
 
+def test_presence_and_what_the_failures_that_have_a_teacher_leave() -> None:
+    batch = batch_of([1, 2, 1], success=[True, False, False])
+    scores = {"solution": scores_of(4, present=[True, True, True, False])}
+    assert Present(view="solution")(batch, scores).tolist() == [1, 1, 1, 0]
+    rest = Rest(of=(Only(when="failure"), Present(view="solution")))
+    assert rest.views == ("solution",) and rest(batch, scores).tolist() == [1, 0, 0, 1]
+    half = Rest(of=(Confidence(view="solution"), PassRate(a=0, b=1)))
+    halves = half(batch_of([1, 3], pass_rate=[1.0, 0.5]), scores)
+    assert halves.tolist() == [1, 0, 0, 1]
+
+
+def test_the_rest_of_a_weight_over_the_update_is_refused() -> None:
+    with pytest.raises(ValueError, match="whole update"):
+        Rest(of=(Rank(),))
+
+
 @pytest.mark.parametrize(
     ("skip", "keep", "weights"),
     [
@@ -86,7 +103,14 @@ def test_first_tokens_count_from_the_start_of_each_response(
 
 @pytest.mark.parametrize(
     "weight",
-    [PassRate(), Only(when="success"), Confidence(view="solution"), FirstTokens(skip=1)],
+    [
+        PassRate(),
+        Only(when="success"),
+        Confidence(view="solution"),
+        FirstTokens(skip=1),
+        Present(view="solution"),
+        Rest(of=(Present(view="solution"),)),
+    ],
     ids=repr,
 )
 def test_weights_are_detached_finite_and_of_the_right_shape(weight: Weight) -> None:
