@@ -82,7 +82,7 @@ def take_steps(run: Run) -> None:
             updates.append(learner.update(batches, scores, step))
         if any(trajectory.rollout.policy_step >= 0 for trajectory in trajectories):
             run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
-        teacher.weights.follow(learner)
+        teacher.follow(learner)
         ended = time.perf_counter()
         update = as_one(updates)
         record_step(run, groups, update, sampled - started, ended - sampled)

@@ -186,7 +186,7 @@ def open_learner(recipe: Recipe, accelerator: Accelerator) -> Learner:
         temperature=recipe.sampling.temperature or 1.0,
         max_response_tokens=recipe.sampling.max_response_tokens,
     )
-    recipe.teacher.weights.setup(learner)
+    recipe.teacher.setup(learner)
     return learner
 
 

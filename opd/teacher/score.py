@@ -26,18 +26,54 @@ class Teacher:
 
     weights: TeacherWeights = field(default_factory=Frozen)
     views: dict[str, View] = field(default_factory=dict)
+    weights_by_view: dict[str, TeacherWeights] = field(default_factory=dict)
+    """Of the views that other weights score; a `Plain` view under `Frozen` is an anchor, under
+    `Live` the student itself. Equal weights are held once."""
     tokens_per_batch: Annotated[int, Field(gt=0)] = 32768
     """Positions of one pass, padding included; a prompt that several responses share counts before
     each. Nothing is kept for gradients, so it may exceed the student's."""
 
+    def __post_init__(self) -> None:
+        unknown = next((view for view in self.weights_by_view if view not in self.views), None)
+        if unknown is not None:
+            known = ", ".join(self.views) or "none"
+            raise ValueError(
+                f"weights_by_view names the view {unknown!r}, but views holds {known}; add the "
+                "view or drop its weights"
+            )
+        held = [self.weights]
+        for view, weights in self.weights_by_view.items():
+            self.weights_by_view[view] = next((h for h in held if h == weights), weights)
+            held.append(weights)
+
+    def weights_of(self, view: str) -> TeacherWeights:
+        """Whose parameters score `view`."""
+        return self.weights_by_view.get(view, self.weights)
+
+    @property
+    def held(self) -> tuple[TeacherWeights, ...]:
+        """All weights, each once."""
+        every = [self.weights, *self.weights_by_view.values()]
+        return tuple({id(weights): weights for weights in every}.values())
+
+    def setup(self, learner: Learner) -> None:
+        """Open all weights, once, before any step or resume."""
+        for weights in self.held:
+            weights.setup(learner)
+
+    def follow(self, learner: Learner) -> None:
+        """Let all weights move after the optimizer has."""
+        for weights in self.held:
+            weights.follow(learner)
+
     def contexts(
-        self, group: Group, index: int, views: Sequence[str], chat: Chat
+        self, group: Group, index: int, views: Sequence[str], chat: Chat, reveal: float = 1.0
     ) -> dict[str, tuple[int, ...]]:
         """View name to prompt ids for one rollout; views with nothing to say are left out."""
         contexts: dict[str, tuple[int, ...]] = {}
         for name in views:
             view = self.views[name]
-            messages = view.messages(group, index)
+            messages = view.messages(group, index, reveal)
             if messages is None:
                 continue
             # A student that spells out a control token must not end the run.
@@ -61,10 +97,14 @@ class Teacher:
         """
         if not views:
             return [{} for _ in batches]
-        with self.weights.scoring(learner) as model:
-            seen = {
-                view: self.score_view(model, trajectories, batches, view, learner) for view in views
-            }
+        seen: dict[str, list[Scores]] = {}
+        for weights in self.held:
+            mine = [view for view in views if self.weights_of(view) is weights]
+            if not mine:
+                continue
+            with weights.scoring(learner) as model:
+                for view in mine:
+                    seen[view] = self.score_view(model, trajectories, batches, view, learner)
         return [{view: seen[view][number] for view in views} for number in range(len(batches))]
 
     def score_view(

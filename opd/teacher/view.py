@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from math import floor
 from string import Template
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import field_validator
 from opd.config import part
 from opd.errors import DataError
 from opd.privileged import Group
+from opd.teacher.segments import opening, segments
 from opd.types import Message, Prompt
 
 THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
@@ -24,16 +26,17 @@ class View(ABC):
     """Whether it shows text that the student wrote, which may spell anything."""
 
     @abstractmethod
-    def messages(self, group: Group, index: int) -> tuple[Message, ...] | None:
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
         """What the teacher reads before `group.rollouts[index]`; None when nothing is privileged
-        about it. Raises DataError when the problem lacks a field that the view shows."""
+        about it. `reveal` in [0, 1] is the share of a reference that is shown; views that show
+        none leave it alone. Raises DataError when the problem lacks a field that the view shows."""
 
 
 @part
 class Plain(View):
     """Nothing but the question: for teachers that differ by their weights."""
 
-    def messages(self, group: Group, index: int) -> tuple[Message, ...]:
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...]:
         return group.problem.prompt.messages
 
 
@@ -60,11 +63,11 @@ class Shown(View):
         return template
 
     @abstractmethod
-    def text(self, group: Group, index: int) -> str | None:
+    def text(self, group: Group, index: int, reveal: float) -> str | None:
         """What stands for the mark; None when there is nothing to show."""
 
-    def messages(self, group: Group, index: int) -> tuple[Message, ...] | None:
-        text = self.text(group, index)
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+        text = self.text(group, index, reveal)
         if text is None:
             return None
         prompt = group.problem.prompt
@@ -74,7 +77,10 @@ class Shown(View):
 
 @part
 class Solution(Shown):
-    """The reference solution. arXiv 2601.18734; the wording is ours."""
+    """The reference solution, or its first floor(reveal * m) of m segments.
+
+    arXiv 2601.18734; the wording and the segments are ours.
+    """
 
     mark: ClassVar[str] = "solution"
     template: str = (
@@ -82,8 +88,9 @@ class Solution(Shown):
         "Study why each step holds, then solve the problem in your own words, step by step."
     )
 
-    def text(self, group: Group, index: int) -> str:
-        return privileged_text(group, "solution")
+    def text(self, group: Group, index: int, reveal: float) -> str:
+        solution = privileged_text(group, "solution")
+        return opening(solution, floor(reveal * len(segments(solution))))
 
 
 @part
@@ -96,7 +103,7 @@ class Answer(Shown):
         "Derive it in your own words, step by step."
     )
 
-    def text(self, group: Group, index: int) -> str:
+    def text(self, group: Group, index: int, reveal: float) -> str:
         return privileged_text(group, "answer")
 
 
@@ -114,7 +121,7 @@ class Sibling(Shown):
         "Now answer the original question correctly."
     )
 
-    def text(self, group: Group, index: int) -> str | None:
+    def text(self, group: Group, index: int, reveal: float) -> str | None:
         successes = (
             rollout.text
             for other, rollout in enumerate(group.rollouts)
@@ -138,7 +145,7 @@ class Feedback(Shown):
         "Now answer the original question correctly."
     )
 
-    def text(self, group: Group, index: int) -> str | None:
+    def text(self, group: Group, index: int, reveal: float) -> str | None:
         verdict = group.verdicts[index]
         return None if verdict.success else verdict.feedback or None
 
@@ -150,8 +157,8 @@ class FirstOf(View):
     quotes_rollouts: ClassVar[bool] = True
     views: tuple[View, ...]
 
-    def messages(self, group: Group, index: int) -> tuple[Message, ...] | None:
-        found = (view.messages(group, index) for view in self.views)
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+        found = (view.messages(group, index, reveal) for view in self.views)
         return next((messages for messages in found if messages is not None), None)
 
 

@@ -35,7 +35,7 @@ from opd.privileged import Trajectory
 from opd.teacher import sweep as sweeping
 from opd.teacher.score import Teacher
 from opd.teacher.sweep import prompts_are_separable, sweep
-from opd.teacher.view import Plain
+from opd.teacher.view import Plain, View
 from opd.teacher.weights import EMA, Frozen, Live, TeacherWeights
 from tests.students import distance, draw_trajectories, gradients, open_student
 
@@ -113,8 +113,9 @@ def solutions(trajectories: Sequence[Trajectory]) -> tuple[list[Ids], list[Ids]]
     return [t.views["solution"] for t in seeing], [t.rollout.token_ids for t in seeing]
 
 
-def teach(weights: TeacherWeights, **settings: int) -> Teacher:
-    return Teacher(weights=weights, views={name: Plain() for name in VIEWS}, **settings)
+def teach(weights: TeacherWeights, tokens_per_batch: int = 32768) -> Teacher:
+    views: dict[str, View] = {name: Plain() for name in VIEWS}
+    return Teacher(weights=weights, views=views, tokens_per_batch=tokens_per_batch)
 
 
 def scored(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from opd.errors import RecipeError
@@ -157,3 +159,45 @@ def test_external_scores_with_the_other_model(
     teacher.weights.setup(learner)
     want = scored(teach(Live()), trajectories, open_student(tied_model_dir))
     assert torch.equal(scored(teacher, trajectories, learner), want)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_views_are_scored_by_weights_of_their_own(
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
+) -> None:
+    """The anchor stays, the student moves with itself, and the average lies behind it."""
+    learner = open_student(tiny_model_dir, lora=lora)
+    names = ("anchor", "lagging", "student", "initial")
+    teacher = Teacher(
+        weights=EMA(decay=0.7),
+        views={name: Plain() for name in names},
+        weights_by_view={"anchor": Frozen(), "student": Live(), "initial": Frozen()},
+    )
+    seen = [replace(t, views=dict.fromkeys(names, t.rollout.prompt_ids)) for t in trajectories]
+    teacher.setup(learner)
+    # Equal weights are one copy.
+    assert teacher.weights_of("anchor") is teacher.weights_of("initial")
+    assert len(teacher.held) == 3
+    batches = in_one(seen)
+
+    def logprobs() -> dict[str, Tensor]:
+        scores = teacher.score(seen, batches, names, learner)[0]
+        assert list(scores) == [*names]
+        return {name: scores[name].logprob for name in names}
+
+    before = logprobs()
+    for parameter in learner.parameters:
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    teacher.follow(learner)
+    after = logprobs()
+    own = learner.logprobs(batches[0].student, batches[0].target_ids)
+    assert torch.equal(after["anchor"], before["anchor"])
+    assert torch.allclose(after["student"], own, atol=1e-5)
+    assert (after["student"] - before["student"]).abs().max() > 1e-3
+    gaps = {name: (after[name] - own).abs().mean() for name in names}
+    assert gaps["student"] < gaps["lagging"] < gaps["anchor"]
+
+
+def test_weights_of_an_unknown_view_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"names the view 'plain', but views holds solution"):
+        Teacher(views={"solution": Plain()}, weights_by_view={"plain": Live()})

@@ -117,3 +117,14 @@ def test_a_bad_template_is_refused_with_its_path(template: str, fault: str) -> N
 def test_a_privileged_side_does_not_print() -> None:
     secret = Privileged(solution="secret", answer="secret", demonstration="secret")
     assert "secret" not in f"{secret!r} {secret} {Problem(Prompt('p', ()), secret)}"
+
+
+@pytest.mark.parametrize(("reveal", "shown"), [(0.1, 0), (0.5, 3), (0.99, 6), (1.0, 7)])
+def test_a_solution_shows_whole_segments_only(reveal: float, shown: int) -> None:
+    """floor(reveal * m) of m = 7, as in arXiv 2605.11458."""
+    steps = [f"Step {n} holds. " for n in range(7)]
+    group_of = group(FAILED, privileged=Privileged(solution="".join(steps)))
+    view = Solution(template="$question|$solution")
+    messages = FirstOf(views=(view,)).messages(group_of, 0, reveal)
+    assert messages is not None
+    assert messages[-1].content.partition("|")[2] == "".join(steps[:shown])
