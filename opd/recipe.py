@@ -16,7 +16,7 @@ from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill, PolicyGradient
-from opd.objective.schedule import Between, Schedule
+from opd.objective.schedule import Adaptive, Between, Schedule
 from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.term import Term
 from opd.parts import parts
@@ -98,6 +98,7 @@ class Recipe:
             self.check_policy_gradient()
         self.check_pools()
         self.check_siblings()
+        self.check_metrics()
         self.check_schedules()
 
     def check_views(self, name: str, term: Term) -> None:
@@ -155,6 +156,18 @@ class Recipe:
                 "teacher.views: a Sibling view needs other rollouts of the same problem; set "
                 "source.rollouts_per_problem to 2 or more"
             )
+
+    def check_metrics(self) -> None:
+        """A number that follows a term's metric would rest if there were no such term."""
+        for where, found in parts(self):
+            if not isinstance(found, Adaptive) or "/" not in found.metric:
+                continue
+            term = found.metric.rpartition("/")[2]
+            if term not in self.terms:
+                raise RecipeError(
+                    f"{where}.metric: {found.metric!r} is of the term {term!r}, and terms holds "
+                    f"{', '.join(self.terms)}; name one of these"
+                )
 
     def check_schedules(self) -> None:
         """No schedule leaves what its part can use."""

@@ -95,6 +95,10 @@ class Context:
     """`[N]` int64, flat index into `R * L` of the position whose output predicts token n."""
 
 
+Observed = Mapping[str, Tensor]
+"""Names of metrics to one detached value per row or token."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a teacher thinks of taken tokens, at the sampling temperature."""

@@ -179,6 +179,7 @@ def update_of(
     terms: Mapping[str, Term],
     trajectories: Sequence[Trajectory],
     *,
+    step: int = 0,
     tokens_per_batch: int = 10_000,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(the loss, the gradients) of one update from the same weights; every view is as the
@@ -189,9 +190,36 @@ def update_of(
     teacher.weights.setup(learner)
     batches = pack(trajectories, tokens_per_batch=tokens_per_batch, packing=False, pad_id=0)
     scores = teacher.score(trajectories, batches, views, learner)
-    metrics = learner.update(batches, scores, 0).metrics
+    metrics = learner.update(batches, scores, step).metrics
     loss = sum(
-        term.coefficient.at(0, learner.steps) * metrics.get(f"loss/{name}", 0.0)
+        term.coefficient.at(step, learner.steps) * metrics.get(f"loss/{name}", 0.0)
         for name, term in terms.items()
     )
     return loss, gradients(learner)
+
+
+def pull_of(folder: Path, terms: Mapping[str, Term], step: int = 0) -> dict[str, torch.Tensor]:
+    """The gradients of one update on drawn trajectories that have every view the terms read."""
+    return update_of(folder, terms, with_views(draw_trajectories(), terms), step=step)[1]
+
+
+def with_views(
+    trajectories: Sequence[Trajectory], terms: Mapping[str, Term]
+) -> Sequence[Trajectory]:
+    """Trajectories with prompts for the views that the terms read: `plain` is the student's own,
+    the others are longer, and one trajectory has none of these."""
+
+    def views_of(each: Trajectory) -> Mapping[str, tuple[int, ...]]:
+        own = each.rollout.prompt_ids
+        if "solution" not in each.views:
+            return {"plain": own}
+        read = {view for term in terms.values() for view in term.views}
+        return {view: ids_of(view, own) for view in read} | {"plain": own} | dict(each.views)
+
+    return [replace(each, views=views_of(each)) for each in trajectories]
+
+
+def ids_of(view: str, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Six tokens of the view's name before a prompt."""
+    random = Random(view)
+    return (*(random.randrange(3, 90) for _ in range(6)), *own)

@@ -18,8 +18,8 @@ from opd.learner.chunks import RowFunction
 from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
 from opd.objective.logits import Logits
-from opd.objective.loss import Comparison, HiddenLoss, Loss, Observed, RowLoss, TokenLoss
-from opd.types import Batch, Scores, Seen
+from opd.objective.loss import Comparison, HiddenLoss, Loss, RowLoss, TokenLoss
+from opd.types import Batch, Observed, Scores, Seen
 
 
 @dataclass(frozen=True)

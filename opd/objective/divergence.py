@@ -125,6 +125,18 @@ class ForwardKL(Divergence):
 
 
 @part
+class CrossEntropy(Divergence):
+    """-sum q log s = KL(q || s) + H(q): the gradient of ForwardKL, and a value that is not 0 where
+    the rows agree. arXiv 2501.16937 steers by it."""
+
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        entries = (student.log * target.probs).neg_()
+        if target.may_exclude:
+            entries = entries.masked_fill_(target.log.isneginf(), 0.0)
+        return Parts(entries, -target.probs)
+
+
+@part
 class ReverseKL(Divergence):
     """KL(s || q): seeks the teacher's mode."""
 

@@ -26,10 +26,7 @@ from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target
 from opd.objective.token_credit import TokenCredit
-from opd.types import Batch, Seen, Tokens
-
-Observed = Mapping[str, Tensor]
-"""Names of metrics to one detached value per row or token."""
+from opd.types import Batch, Observed, Seen, Tokens
 
 
 class Loss(ABC):
@@ -165,17 +162,20 @@ class Distill(RowLoss):
         sampled_logprob: Tensor,
         teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        compared = self.support(student, self._target(student, teachers), self.temperature)
+        target, observed = self._target(student, teachers, target_ids)
+        compared = self.support(student, target, self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
-        return loss, self._observed(share)
+        return loss, {**observed, **self._observed(share)}
 
-    def _target(self, student: Logits, teachers: Mapping[str, Logits]) -> Logits:
+    def _target(
+        self, student: Logits, teachers: Mapping[str, Logits], target_ids: Tensor
+    ) -> tuple[Logits, Observed]:
         if isinstance(self.target, str):
-            return teachers[self.target]
-        return self.target.logits(student, teachers, self.temperature)
+            return teachers[self.target], {}
+        return self.target.logits(student, teachers, target_ids, self.temperature)
 
     @property
     def comparison(self) -> Comparison | None:

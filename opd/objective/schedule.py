@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from opd.config import part
+from opd.privileged import Group
+from opd.types import Update
+
+SMALL = 1e-15
+"""Keeps a relative fall from 0 defined (arXiv 2501.16937)."""
 
 
 class Schedule(ABC):
@@ -101,3 +108,50 @@ class Switch(Schedule):
 
     def at(self, step: int, steps: int) -> float:
         return self.values[bisect_right(self.at_steps, step)]
+
+
+@part
+class Adaptive(Schedule):
+    """Rises from `start` to `end`, faster while a metric m falls, never below the straight line:
+    x <- min(end, max(line, x + rate sigmoid(c) (1 - x))), c <- momentum c + (1 - momentum) d with
+    the relative fall d = (last m - m) / last m. arXiv 2501.16937."""
+
+    metric: str
+    """Such as `loss/NAME` of a term; a step that does not report it changes nothing."""
+    start: Annotated[float, Field(ge=0, le=1)] = 0.4
+    end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    rate: Annotated[float, Field(ge=0)] = 5e-4
+    """0 leaves the straight line."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    value: float = field(init=False, repr=False, compare=False)
+    fall: float = field(init=False, default=0.0, repr=False, compare=False)
+    """c."""
+    last: float | None = field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.end < self.start:
+            raise ValueError("Adaptive never falls; set its end to its start or above")
+        self.value = self.start
+
+    def at(self, step: int, steps: int) -> float:
+        """The value by what it has seen, whatever the step."""
+        return self.value
+
+    def observe(self, update: Update, groups: Sequence[Group]) -> None:
+        """Once after each step."""
+        if self.metric not in update.metrics:
+            return
+        last, self.last = self.last, update.metrics[self.metric]
+        if last is None:
+            return
+        fall = (last - self.last) / (last + SMALL)
+        self.fall = self.momentum * self.fall + (1 - self.momentum) * fall
+        rise = self.rate * (1 - self.value) / (1 + math.exp(-self.fall))
+        line = self.start + (self.end - self.start) * update.step / self.moment[1]
+        self.value = min(self.end, max(line, self.value + rise))
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"value": self.value, "fall": self.fall, "last": self.last}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.value, self.fall, self.last = state["value"], state["fall"], state["last"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from opd.config import part
 from opd.objective.logits import Logits
 from opd.objective.schedule import Between, Schedule
+from opd.types import Observed
 
 TINY = 1e-8
 """Keeps the ratios of AlignedMean defined where all sides agree (arXiv 2605.20643)."""
@@ -37,13 +38,23 @@ class Target(ABC):
         """The teacher views that it reads."""
 
     @abstractmethod
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
-        """The target's log-probs `[n, V]`, up to a number a row, from log-probs `[n, V]`."""
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
+        """The target's log-probs `[n, V]`, up to a number a row, and metrics, from log-probs
+        `[n, V]` and the taken tokens `[n]`."""
 
-    def logits(self, student: Logits, teachers: Mapping[str, Logits], temperature: float) -> Logits:
-        """What a loss at `temperature` reads in the place of a view's logits."""
+    def logits(
+        self,
+        student: Logits,
+        teachers: Mapping[str, Logits],
+        target_ids: Tensor,
+        temperature: float,
+    ) -> tuple[Logits, Observed]:
+        """What a loss at `temperature` reads in the place of a view's logits, and metrics."""
         said = {view: teachers[view].log_probs(temperature) for view in self.read}
-        return Logits(temperature * self(student.measured(temperature), said))
+        found, observed = self(student.measured(temperature), said, target_ids)
+        return Logits(temperature * found), observed
 
 
 @part
@@ -58,8 +69,10 @@ class Tempered(Target):
     def read(self) -> tuple[str, ...]:
         return (self.view,)
 
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
-        return teachers[self.view] / self.temperature.now
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
+        return teachers[self.view] / self.temperature.now, {}
 
 
 @part
@@ -79,13 +92,15 @@ class Interpolated(Target):
     def read(self) -> tuple[str, ...]:
         return (self.view,) if self.start is None else (self.start, self.view)
 
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
         start = student if self.start is None else teachers[self.start]
         share = self.share.now
         # At an end the other side does not count, not even by what it excludes.
         if share in (0, 1):
-            return teachers[self.view] if share else start
-        return (1 - share) * start + share * teachers[self.view]
+            return (teachers[self.view] if share else start), {}
+        return (1 - share) * start + share * teachers[self.view], {}
 
 
 @part
@@ -98,8 +113,10 @@ class ArithmeticMean(Target):
     def read(self) -> tuple[str, ...]:
         return self.views
 
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
-        return arithmetic_mean([teachers[view] for view in self.views])
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
+        return arithmetic_mean([teachers[view] for view in self.views]), {}
 
 
 @part
@@ -112,8 +129,10 @@ class GeometricMean(Target):
     def read(self) -> tuple[str, ...]:
         return self.views
 
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
-        return geometric_mean([teachers[view] for view in self.views])
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
+        return geometric_mean([teachers[view] for view in self.views]), {}
 
 
 @part
@@ -130,7 +149,9 @@ class AlignedMean(Target):
     def read(self) -> tuple[str, ...]:
         return self.views
 
-    def __call__(self, student: Tensor, teachers: Mapping[str, Tensor]) -> Tensor:
+    def __call__(
+        self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
+    ) -> tuple[Tensor, Observed]:
         sides = [teachers[view] for view in self.views]
         agreed = geometric_mean(sides)
         excess = (arithmetic_mean(sides) - agreed).clamp_(min=0.0)
@@ -139,7 +160,7 @@ class AlignedMean(Target):
         alignment = advantage / (moved + TINY)
         proportion = advantage / (advantage + excess + TINY)
         gained = agreed + alignment * proportion * excess
-        return gained.masked_fill_(agreed.isneginf() | student.isneginf(), -torch.inf)
+        return gained.masked_fill_(agreed.isneginf() | student.isneginf(), -torch.inf), {}
 
 
 def arithmetic_mean(sides: Sequence[Tensor]) -> Tensor:

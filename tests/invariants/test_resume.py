@@ -19,6 +19,18 @@ CHANGES = {
 }
 
 
+SHARE = "terms.distil.loss.target.share"
+TARGET = {
+    "name": "Interpolated",
+    "view": "solution",
+    "share": {"name": "Adaptive", "metric": "loss/distil", "start": 0.2, "rate": 1.0},
+}
+TERMS = {
+    "distil": {"loss": {"name": "Distill", "target": TARGET, "divergence": "JSD"}},
+    "reinforce": {"loss": "PolicyGradient"},
+}
+
+
 def rows(folder: Path, name: str) -> list[dict[str, object]]:
     """What a run logged, without what a clock decides."""
     logged = [json.loads(line) for line in (folder / name).read_text().splitlines()]
@@ -32,7 +44,7 @@ def rows(folder: Path, name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("model", CHANGES)
 def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, model: str) -> None:
     torch.set_num_threads(1)
-    changes = {"model": {"path": str(tiny_model_dir), **CHANGES[model]}}
+    changes = {"model": {"path": str(tiny_model_dir), **CHANGES[model]}, "terms": TERMS}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     summary = run(tiny_model_dir, whole, **changes)
     # What a run leaves that was killed after its second checkpoint, half way into the third step.
@@ -54,6 +66,8 @@ def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, mod
     for state in sorted((whole / last).glob("*.pt")):
         if state.stem in ("learner", "parts"):
             assert same(torch.load(state), torch.load(parts / last / state.name))
+    state = torch.load(whole / last / "parts.pt")
+    assert state.keys() == {"teacher.weights", SHARE} and state[SHARE]["value"] > 0.85
 
 
 def same(first: Any, second: Any) -> bool:

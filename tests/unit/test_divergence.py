@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opd.objective.divergence import (
     JSD,
+    CrossEntropy,
     Divergence,
     ForwardKL,
     ReverseKL,
@@ -98,6 +99,16 @@ def test_gradient_agrees_with_finite_differences(divergence: Divergence) -> None
     logits = torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randn(3, 5, dtype=torch.float64, generator=generator).log_softmax(-1)
     assert torch.autograd.gradcheck(lambda x: divergence(x.log_softmax(-1), target), logits)
+
+
+def test_cross_entropy_is_forward_kl_and_the_targets_entropy() -> None:
+    student, target = (table.double() for table in logs(*D0))
+    entropy = 0.801818553
+    assert CrossEntropy()(student, target).item() == pytest.approx(0.183786897 + entropy, abs=1e-6)
+    pull, want = (logit_gradient(each, student, target) for each in (CrossEntropy(), ForwardKL()))
+    assert torch.allclose(pull, want)
+    excluded = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert CrossEntropy()(excluded, excluded).item() == pytest.approx(math.log(2))
 
 
 def test_both_ends_of_jsd_are_the_two_kls_after_division_by_the_weight() -> None:

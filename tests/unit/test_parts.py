@@ -88,3 +88,8 @@ def test_a_number_that_moves_out_of_its_range_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"target\.share: it reaches .*; keep it at 0 or above"):
         build(Recipe, load_recipe("opsd_beta", [share]))
     build(Recipe, load_recipe("opsd_beta", [share.replace("end: 2", "end: 1")]))
+
+
+def test_a_metric_of_no_such_term_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"share\.metric: 'loss/another' is of"):
+        build(Recipe, load_recipe("taid", ["terms.distil.loss.target.share.metric=loss/another"]))
