@@ -47,6 +47,9 @@ RECIPES = PACKAGED_RECIPES if PACKAGED_RECIPES.is_dir() else ROOT / "recipes"
 
 LISTED = 12
 
+MOST_BASES = 2
+"""A variant stands over its method, and a method over what several share: more is hard to follow."""
+
 FIXES = {
     "bool_type": "; write true or false",
     "string_type": "; put it in quotes",
@@ -72,17 +75,23 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> dict[str, object]:
 
     Mappings merge only while `name` is unchanged; a null drops an entry of a map of parts.
     """
-    path = recipe_path(name)
-    tree = read_recipe(path)
-    if "base" in tree:
-        base_path = recipe_path(str(tree.pop("base")), beside=path.parent)
-        base = read_recipe(base_path)
-        if "base" in base:
-            raise RecipeError(f"{path}: its base {base_path} has a base too; merge them")
-        tree = merged(base, tree)
+    tree = over_bases(recipe_path(name), MOST_BASES)
     for override in overrides:
         tree = merged(tree, parse_override(override))
     return cast("dict[str, object]", tree)
+
+
+def over_bases(path: Path, left: int) -> object:
+    """The tree of a file over the base that it names, which may have one too while `left` lasts."""
+    tree = read_recipe(path)
+    if "base" not in tree:
+        return tree
+    if not left:
+        raise RecipeError(
+            f"{path}: it is the base of a base, so it may have none itself; merge it with its own"
+        )
+    base = recipe_path(str(tree.pop("base")), beside=path.parent)
+    return merged(over_bases(base, left - 1), tree)
 
 
 def recipe_path(name: str, beside: Path | None = None) -> Path:

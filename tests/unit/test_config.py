@@ -358,11 +358,19 @@ def test_a_recipe_stands_over_its_base_and_under_overrides(tmp_path: Path):
     }
 
 
-def test_a_base_has_no_base(tmp_path: Path):
-    for name, base in (("a", "b"), ("b", "c"), ("c", "")):
-        (tmp_path / f"{name}.yaml").write_text(f"base: {base}\n" if base else "steps: 1\n")
-    assert load_recipe(str(tmp_path / "b.yaml")) == {"steps": 1}
-    with pytest.raises(RecipeError, match=r"b\.yaml has a base too"):
+def test_a_variant_stands_over_a_method_over_what_several_share(tmp_path: Path):
+    texts = {"a": "base: b\n", "b": "base: c\nlist: [2]\n", "c": "base: d\nsteps: 2\n"}
+    for name, text in {**texts, "d": "steps: 1\nseed: 3\n"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert load_recipe(str(tmp_path / "b.yaml")) == {"steps": 2, "seed": 3, "list": [2]}
+    with pytest.raises(RecipeError, match=r"c\.yaml: it is the base of a base"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("base: b\n")
+    (tmp_path / "b.yaml").write_text("base: a\n")
+    with pytest.raises(RecipeError, match="it is the base of a base"):
         load_recipe(str(tmp_path / "a.yaml"))
 
 
