@@ -114,16 +114,17 @@ def needed_views(learner: Learner, step: int) -> tuple[str, ...]:
 def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Trajectory]:
     """Judged rollouts with their advantage and what the teacher reads before them.
 
-    A rollout without a verdict is left out. A teacher prompt that leaves no room for its response
-    counts as absent: nothing is cut.
+    A rollout without a verdict is left out, and one that the recipe does not select. A teacher
+    prompt that leaves no room for its response counts as absent: nothing is cut.
     """
     trajectories = []
     for group in groups:
         advantages = run.recipe.credit(group)
+        selected = run.recipe.selection(group)
         for index, (rollout, verdict) in enumerate(
             zip(group.rollouts, group.verdicts, strict=True)
         ):
-            if verdict.status == "no_verdict":
+            if verdict.status == "no_verdict" or index not in selected:
                 continue
             seen = run.recipe.teacher.contexts(group, index, views, run.chat)
             room = run.context_length - len(rollout.token_ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, cast, get_type_hints
 
@@ -25,8 +24,9 @@ from opd.reward import Reward
 from opd.rollout.engine import Engine, Sampling
 from opd.rollout.hf import HF
 from opd.rollout.source import OnPolicy, Source
+from opd.selection import Everything, Selection
 from opd.teacher.score import Teacher
-from opd.teacher.view import FirstOf, Sibling, View
+from opd.teacher.view import Sibling
 from opd.tree import joined
 
 
@@ -56,6 +56,8 @@ class Recipe:
     engine: Engine = field(default_factory=HF)
     source: Source = field(default_factory=OnPolicy)
     credit: Credit = field(default_factory=GroupMean)
+    selection: Selection = field(default_factory=Everything)
+    """Which rollouts of a group are trained on."""
     teacher: Teacher = field(default_factory=Teacher)
     optimizer: Optimizer = field(default_factory=Optimizer)
     problems_per_step: Annotated[int, Field(gt=0)] = 32
@@ -150,7 +152,7 @@ class Recipe:
 
     def check_siblings(self) -> None:
         """A sibling needs a group of at least two."""
-        shows_sibling = any(isinstance(view, Sibling) for view in leaves(self.teacher.views))
+        shows_sibling = any(isinstance(view, Sibling) for _, view in parts(self.teacher.views))
         if shows_sibling and self.source.most_per_problem < 2:
             raise RecipeError(
                 "teacher.views: a Sibling view needs other rollouts of the same problem; set "
@@ -185,9 +187,3 @@ class Recipe:
             raise RecipeError(
                 f"{where}: it reaches {outside[0]:g}; keep it at {bound.low:g} or above{most}"
             )
-
-
-def leaves(views: dict[str, View]) -> Iterator[View]:
-    """Every view that shows something itself."""
-    for view in views.values():
-        yield from view.views if isinstance(view, FirstOf) else (view,)

@@ -154,6 +154,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     problems = recipe.source.answered(recipe.problems.problems())
     stream = Stream(problems, recipe.seed)
     stream.batch(0, recipe.problems_per_step)  # too few problems are named before models are opened
+    recipe.teacher.open_views(problems)
     judge = Judge(recipe.reward, problems)
     benchmarks = tuple(open_benchmark(name, recipe) for name in recipe.benchmarks)
     learner = open_learner(recipe, accelerator)

@@ -43,6 +43,7 @@ def show(recipe: Recipe, console: Console) -> None:
         f"{length:,} tokens; {len(problems):,} problems, {recipe.problems_per_step} a step, "
         f"{recipe.steps} steps"
     )
+    recipe.teacher.open_views(problems)
     chat = Chat.open(locate(recipe.model.path), recipe.model.thinking)
     trajectory = example(recipe, problems[0], chat)
     show_prompts(trajectory, chat, console)

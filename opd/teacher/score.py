@@ -12,7 +12,7 @@ from pydantic import Field
 from opd.config import part
 from opd.learner.learner import Learner
 from opd.learner.model import Causal, head_of
-from opd.privileged import Group, Trajectory
+from opd.privileged import Group, Problem, Trajectory
 from opd.rollout.chat import Chat
 from opd.teacher.sweep import sweep
 from opd.teacher.view import View
@@ -55,6 +55,11 @@ class Teacher:
         """All weights, each once."""
         every = [self.weights, *self.weights_by_view.values()]
         return tuple({id(weights): weights for weights in every}.values())
+
+    def open_views(self, problems: Sequence[Problem]) -> None:
+        """Give the views the problems of the run, once, before any step."""
+        for view in self.views.values():
+            view.open(problems)
 
     def setup(self, learner: Learner) -> None:
         """Open all weights, once, before any step or resume."""

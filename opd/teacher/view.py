@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from math import floor
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from math import ceil, floor
+from random import Random
 from string import Template
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from opd.config import part
 from opd.errors import DataError
-from opd.privileged import Group
+from opd.privileged import Group, Problem
 from opd.teacher.segments import opening, segments
 from opd.types import Message, Prompt
 
@@ -23,7 +26,10 @@ class View(ABC):
     """A prompt that takes the place of the student's prompt before the same response tokens."""
 
     quotes_rollouts: ClassVar[bool] = False
-    """Whether it shows text that the student wrote, which may spell anything."""
+    """Whether it shows text that a model wrote, which may spell anything."""
+
+    def open(self, problems: Sequence[Problem]) -> None:  # noqa: B027
+        """Take what it shows of other problems, once, before any step."""
 
     @abstractmethod
     def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
@@ -41,6 +47,25 @@ class Plain(View):
 
 
 @part
+class Instruction(View):
+    """The question as a template has it, with nothing privileged but what the template asks for.
+
+    arXiv 2603.05433; the wording is ours.
+    """
+
+    template: str = "Solve the problem as briefly as you can, without losing rigour.\n\n$question"
+
+    @field_validator("template")
+    @classmethod
+    def holds_its_mark(cls, template: str) -> str:
+        return checked(template, {"question"})
+
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...]:
+        prompt = group.problem.prompt
+        return with_question(prompt, filled(self.template, question=prompt.question))
+
+
+@part
 class Shown(View):
     """A template in which `$question` and one privileged text are filled in.
 
@@ -48,31 +73,35 @@ class Shown(View):
     """
 
     mark: ClassVar[str]
+    shows_question: bool = True
+    """False for a template of your own without `$question`: what a reference says by itself, or
+    what stands in a block of another view."""
     template: str
 
     @field_validator("template")
     @classmethod
-    def holds_its_marks(cls, template: str) -> str:
-        if not Template(template).is_valid():
-            raise ValueError("a $ here starts no mark; write $$ for a dollar sign")
-        marks = set(Template(template).get_identifiers())
-        if marks != {"question", cls.mark}:
-            raise ValueError(
-                f"a template of {cls.__name__} holds $question and ${cls.mark}, no more"
-            )
-        return template
+    def holds_its_marks(cls, template: str, known: ValidationInfo) -> str:
+        asks = {"question"} if known.data.get("shows_question", True) else set[str]()
+        return checked(template, asks | {cls.mark})
+
+    def __post_init__(self) -> None:
+        if not self.shows_question and "question" in Template(self.template).get_identifiers():
+            raise ValueError("shows_question is false, but the template has $question; write one")
 
     @abstractmethod
     def text(self, group: Group, index: int, reveal: float) -> str | None:
         """What stands for the mark; None when there is nothing to show."""
 
-    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+    def written(self, group: Group, index: int, reveal: float) -> str | None:
+        """The template filled in; None when there is nothing to show."""
         text = self.text(group, index, reveal)
         if text is None:
             return None
-        prompt = group.problem.prompt
-        filled = Template(self.template).substitute({"question": prompt.question, self.mark: text})
-        return with_question(prompt, filled)
+        return filled(self.template, question=group.problem.prompt.question, **{self.mark: text})
+
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+        written = self.written(group, index, reveal)
+        return None if written is None else with_question(group.problem.prompt, written)
 
 
 @part
@@ -94,6 +123,69 @@ class Solution(Shown):
 
 
 @part
+class Partial(Shown):
+    """The first ceil(share * m) of the reference's m segments, never the last one, without boxed
+    answers; absent where there is but one segment.
+
+    arXiv 2605.20643; the wording is ours.
+    """
+
+    mark: ClassVar[str] = "partial"
+    template: str = (
+        "$question\n\nThe start of a verified reference solution, for your eyes only; the rest is "
+        "missing:\n$partial\n\nSolve the whole problem in your own words, step by step."
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def text(self, group: Group, index: int, reveal: float) -> str | None:
+        pieces = segments(privileged_text(group, "solution"))
+        shown = min(ceil(self.share * len(pieces)), len(pieces) - 1)
+        return without_boxes("".join(pieces[:shown])) if shown > 0 else None
+
+
+@part
+class OtherProblem(Shown):
+    """What belongs to another problem of the dataset, whose answer is another one too: the control
+    for what any reference does to a teacher. arXiv 2608.09228, 2609.20612; the wording is ours."""
+
+    mark: ClassVar[str] = "other"
+    template: str = (
+        "$question\n\nHere is another problem with its solution:\n$other\n\n"
+        "Now solve the first problem in your own words, step by step."
+    )
+    show: Literal["problem", "solution", "answer"] = "problem"
+    """Its question and solution, or one text alone."""
+    number: Annotated[int, Field(gt=0)] = 1
+    """Which of the other problems, in an order that hangs on the problem's id alone."""
+    problems: tuple[Problem, ...] = field(init=False, default=(), repr=False, compare=False)
+
+    def open(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+
+    def text(self, group: Group, index: int, reveal: float) -> str:
+        other = self.other(group.problem)
+        alone = Group(other, (), ())
+        if self.show != "problem":
+            return privileged_text(alone, self.show)
+        return f"{other.prompt.question}\n\n{privileged_text(alone, 'solution')}"
+
+    def other(self, problem: Problem) -> Problem:
+        """The problem that is shown beside `problem`. Raises DataError when there is none."""
+        assert self.problems, "a view of other problems is opened with them first"
+        start = Random(problem.prompt.id).randrange(len(self.problems))
+        found = 0
+        for candidate in (*self.problems[start:], *self.problems[:start]):
+            differs = candidate.privileged.answer != problem.privileged.answer
+            found += differs and candidate.prompt.id != problem.prompt.id
+            if found == self.number:
+                return candidate
+        raise DataError(
+            f"problem {problem.prompt.id}: a view shows other problem number {self.number}, but "
+            f"{found} have another answer; take more problems"
+        )
+
+
+@part
 class Answer(Shown):
     """The short answer without its derivation. Ours."""
 
@@ -109,9 +201,10 @@ class Answer(Shown):
 
 @part
 class Sibling(Shown):
-    """The first other rollout of the group that succeeded, without its reasoning tags.
+    """Another rollout of the group that succeeded, or failed, without its reasoning tags.
 
-    Absent when no other rollout succeeded. arXiv 2601.20802; the wording is ours.
+    Absent when there is none. arXiv 2601.20802, failed ones 2606.11709, the shortest 2609.37915;
+    the wording is ours.
     """
 
     mark: ClassVar[str] = "sibling"
@@ -120,15 +213,27 @@ class Sibling(Shown):
         "$question\n\nA correct answer from another try:\n$sibling\n\n"
         "Now answer the original question correctly."
     )
+    when: Literal["success", "failure"] = "success"
+    """A failure was judged; one that ran out of room is among them."""
+    order: Literal["first", "shortest"] = "first"
+    """As they were sampled, or by tokens."""
+    number: Annotated[int, Field(gt=0)] = 1
+    """Which of them; views of several numbers show several siblings."""
 
     def text(self, group: Group, index: int, reveal: float) -> str | None:
-        successes = (
-            rollout.text
-            for other, rollout in enumerate(group.rollouts)
-            if other != index and group.verdicts[other].success
-        )
-        first = next(successes, None)
-        return None if first is None else THINKING.sub("", first).strip()
+        others = [
+            rollout
+            for other, (rollout, verdict) in enumerate(
+                zip(group.rollouts, group.verdicts, strict=True)
+            )
+            if other != index and verdict.status != "no_verdict"
+            if verdict.success == (self.when == "success")
+        ]
+        if self.order == "shortest":
+            others.sort(key=lambda rollout: len(rollout.token_ids))
+        if len(others) < self.number:
+            return None
+        return THINKING.sub("", others[self.number - 1].text).strip()
 
 
 @part
@@ -151,11 +256,38 @@ class Feedback(Shown):
 
 
 @part
+class Together(Shown):
+    """What each of several blocks has to say about a rollout; absent when none has.
+
+    arXiv 2601.20802; the wording is ours.
+    """
+
+    mark: ClassVar[str] = "blocks"
+    quotes_rollouts: ClassVar[bool] = True
+    blocks: Annotated[tuple[Shown, ...], Field(min_length=1)]
+    """Each writes its own template."""
+    between: str = "\n\n"
+    template: str = "$question\n\n$blocks\n\nNow answer the original question correctly."
+
+    def open(self, problems: Sequence[Problem]) -> None:
+        for block in self.blocks:
+            block.open(problems)
+
+    def text(self, group: Group, index: int, reveal: float) -> str | None:
+        said = [block.written(group, index, reveal) for block in self.blocks]
+        return self.between.join(text for text in said if text is not None) or None
+
+
+@part
 class FirstOf(View):
     """The first of several views that has something to say about a rollout."""
 
     quotes_rollouts: ClassVar[bool] = True
     views: tuple[View, ...]
+
+    def open(self, problems: Sequence[Problem]) -> None:
+        for view in self.views:
+            view.open(problems)
 
     def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
         found = (view.messages(group, index, reveal) for view in self.views)
@@ -179,3 +311,36 @@ def privileged_text(group: Group, field: str) -> str:
             "another view or an adapter that fills it"
         )
     return value
+
+
+def checked(template: str, marks: set[str]) -> str:
+    """`template`; ValueError unless it holds exactly these marks."""
+    if not Template(template).is_valid():
+        raise ValueError("a $ here starts no mark; write $$ for a dollar sign")
+    if set(Template(template).get_identifiers()) != marks:
+        named = " and ".join(f"${mark}" for mark in sorted(marks, key="question".__ne__))
+        raise ValueError(f"this template holds {named}, no more")
+    return template
+
+
+def filled(template: str, **texts: str) -> str:
+    """`template` with its marks replaced; `texts` are never read as templates."""
+    return Template(template).substitute(texts)
+
+
+def without_boxes(text: str) -> str:
+    """`text` without its `\\boxed{...}`, braces inside them included."""
+    return "".join(outside_boxes(text))
+
+
+def outside_boxes(text: str) -> Iterator[str]:
+    """The stretches of `text` between boxes."""
+    head, box, rest = text.partition("\\boxed{")
+    while box:
+        yield head
+        depth, end = 1, 0
+        while depth and end < len(rest):
+            depth += {"{": 1, "}": -1}.get(rest[end], 0)
+            end += 1
+        head, box, rest = rest[end:].partition("\\boxed{")
+    yield head

@@ -83,7 +83,10 @@ class EMA(TeacherWeights):
     """
 
     decay: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """1 never moves, 0 copies the student after every step."""
+    """1 never moves, 0 copies the student."""
+    every: Annotated[int, Field(gt=0)] = 1
+    """Steps from one move to the next."""
+    steps: int = field(init=False, default=0, repr=False, compare=False)
     average: PreTrainedModel = field(init=False, repr=False, compare=False)
     updates: dict[str, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -115,6 +118,9 @@ class EMA(TeacherWeights):
 
     @torch.no_grad()
     def follow(self, learner: Learner) -> None:
+        self.steps += 1
+        if self.steps % self.every:
+            return
         rate = 1.0 - self.decay
         if isinstance(learner.model, PeftModel):
             for name, layer in lora_layers(learner.model):
@@ -126,13 +132,23 @@ class EMA(TeacherWeights):
                 mine.lerp_(theirs, rate)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates} if self.updates else self.average.state_dict()
+        held = {"updates": self.updates} if self.updates else {"average": self.average.state_dict()}
+        return {"steps": self.steps, **held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps = state["steps"]
         if self.updates:
             self.updates = dict(state["updates"])
         else:
-            self.average.load_state_dict(state)
+            self.average.load_state_dict(state["average"])
+
+
+@part
+class Periodic(EMA):
+    """A copy of the student, taken again after every so many steps. arXiv 2603.05433."""
+
+    every: Annotated[int, Field(gt=0)] = 50
+    decay: float = field(init=False, default=0.0)
 
 
 @part

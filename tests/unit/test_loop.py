@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from opd.config import build, part
 from opd.errors import EngineError
@@ -19,6 +21,7 @@ from opd.recipe import Recipe
 from opd.reward import Reward
 from opd.rollout.hf import HF
 from opd.run import Run, open_run
+from opd.selection import ShortestSuccess
 from opd.types import Rollout, Verdict
 from rewards.exact import Exact
 from tests.runs import run, tree
@@ -127,6 +130,29 @@ def test_a_rollout_without_a_verdict_is_left_out(opened: Run) -> None:
     assert all(len(group.rollouts) == 2 and group.pass_rate == 1.0 for group in groups)
     trajectories = annotate(opened, groups, ("solution",))
     assert [t.rollout for t in trajectories] == [group.rollouts[1] for group in groups]
+
+
+def test_what_is_not_selected_still_counts_in_its_group(opened: Run) -> None:
+    opened.recipe.selection = ShortestSuccess()
+    judged = (Verdict("fail", 0.0), Verdict("pass", 1.0))
+    groups = [replace(group, verdicts=judged) for group in collected(opened)]
+    trajectories = annotate(opened, groups, ("solution",))
+    assert [t.rollout for t in trajectories] == [group.rollouts[1] for group in groups]
+    assert {t.pass_rate for t in trajectories} == {0.5}
+    assert [t.advantage for t in trajectories] == [opened.recipe.credit(g)[1] for g in groups]
+
+
+def test_a_step_on_which_nothing_is_selected_changes_nothing(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    summary = run(tiny_model_dir, tmp_path / "run", selection="ShortestSuccess", steps=2)
+    assert summary["learner_tokens"] == 0 and summary["generated_tokens"] > 0
+    updates = rows(tmp_path / "run", "update")
+    assert [row["metrics"]["grad_norm"] for row in updates] == [0.0, 0.0]
+    before, after = (
+        load_file(d / "model.safetensors") for d in (tiny_model_dir, tmp_path / "run/model")
+    )
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_teacher_prompt_without_room_is_absent_not_cut(opened: Run) -> None:

@@ -18,7 +18,7 @@ from opd.parts import restore_state, state_of
 from opd.privileged import Trajectory
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
-from opd.teacher.weights import EMA, External, Frozen, Live, TeacherWeights
+from opd.teacher.weights import EMA, External, Frozen, Live, Periodic, TeacherWeights
 from opd.types import Batch
 from tests.students import draw_trajectories, open_student
 
@@ -201,3 +201,40 @@ def test_views_are_scored_by_weights_of_their_own(
 def test_weights_of_an_unknown_view_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"names the view 'plain', but views holds solution"):
         Teacher(views={"solution": Plain()}, weights_by_view={"plain": Live()})
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_periodic_copy_by_hand(
+    tiny_model_dir: Path, trajectories: list[Trajectory], lora: bool
+) -> None:
+    """Every 3: the initial weights before updates 0, 1 and 2, then those after update 2."""
+    learner, periodic = open_student(tiny_model_dir, lora=lora), Periodic(every=3)
+    teacher, live = teach(periodic), teach(Live())
+    periodic.setup(learner)
+    student, copied = [], []
+    for step in range(7):
+        student.append(scored(live, trajectories, learner))
+        copied.append(scored(teacher, trajectories, learner))
+        for parameter in learner.parameters:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
+        periodic.follow(learner)
+        if step == 4:  # a resumed run counts on
+            again = Periodic(every=3)
+            again.setup(learner)
+            again.load_state_dict(periodic.state_dict())
+            teacher, periodic = teach(again), again
+    for step, source in enumerate((0, 0, 0, 3, 3, 3, 6)):
+        assert torch.allclose(copied[step], student[source], atol=1e-5)
+    assert (student[3] - student[0]).abs().max() > 1e-3
+
+
+def test_an_average_may_move_every_few_steps(tiny_model_dir: Path) -> None:
+    learner, ema = open_student(tiny_model_dir), EMA(decay=0.95, every=2)
+    for parameter in learner.parameters:
+        parameter.data.fill_(1.0)
+    ema.setup(learner)
+    for parameter in learner.parameters:
+        parameter.data.fill_(2.0)
+    for want in (1.0, 1.05, 1.05, 1.0975):
+        ema.follow(learner)
+        assert all(torch.allclose(p, torch.tensor(want)) for p in ema.average.parameters())

@@ -12,7 +12,20 @@ from opd.errors import DataError, RecipeError
 from opd.privileged import Group, Privileged, Problem
 from opd.rollout.chat import Chat
 from opd.teacher.score import Teacher
-from opd.teacher.view import Answer, Feedback, FirstOf, Plain, Sibling, Solution, View
+from opd.teacher.view import (
+    Answer,
+    Feedback,
+    FirstOf,
+    Instruction,
+    OtherProblem,
+    Partial,
+    Plain,
+    Sibling,
+    Solution,
+    Together,
+    View,
+    without_boxes,
+)
 from opd.types import Message, Prompt, Rollout, Verdict
 
 SYSTEM = Message("system", "Be brief.")
@@ -82,6 +95,33 @@ def test_a_sibling_is_another_success_without_its_reasoning() -> None:
     assert view.messages(group(FAILED, FAILED), 0) is None
 
 
+def with_lengths(attempts: Group, *lengths: int) -> Group:
+    rollouts = zip(attempts.rollouts, lengths, strict=True)
+    return replace(attempts, rollouts=tuple(replace(r, token_ids=(2,) * n) for r, n in rollouts))
+
+
+def shown(view: View, of: Group, index: int) -> str | None:
+    messages = view.messages(of, index)
+    return None if messages is None else messages[-1].content.partition("|")[2]
+
+
+def test_siblings_that_failed_are_numbered() -> None:
+    views = [Sibling(template="$question|$sibling", when="failure", number=n) for n in (1, 2, 3)]
+    lost = Verdict("no_verdict", 0.0)
+    attempts = group(FAILED, PASSED, SILENT, lost, Verdict("no_answer", 0.0))
+    assert [shown(view, attempts, 1) for view in views] == ["try 0", "try 2", "try 4"]
+    # The scored rollout is never among them, nor one that nobody judged.
+    assert [shown(view, attempts, 0) for view in views] == ["try 2", "try 4", None]
+
+
+def test_the_shortest_sibling_is_counted_in_tokens() -> None:
+    attempts = with_lengths(group(PASSED, PASSED, FAILED, FAILED), 9, 7, 8, 4)
+    failed = Sibling(template="$question|$sibling", when="failure", order="shortest")
+    passed = Sibling(template="$question|$sibling", order="shortest")
+    assert [shown(failed, attempts, n) for n in range(4)] == ["try 3", "try 3", "try 3", "try 2"]
+    assert [shown(passed, attempts, n) for n in range(3)] == ["try 1", "try 0", "try 1"]
+
+
 def test_feedback_is_for_failures_that_were_explained() -> None:
     view = Feedback(template="$question|$feedback")
     seen = view.messages(group(FAILED), 0)
@@ -128,3 +168,112 @@ def test_a_solution_shows_whole_segments_only(reveal: float, shown: int) -> None
     messages = FirstOf(views=(view,)).messages(group_of, 0, reveal)
     assert messages is not None
     assert messages[-1].content.partition("|")[2] == "".join(steps[:shown])
+
+
+SIBLING = Sibling(template="right: $sibling", shows_question=False)
+FEEDBACK = Feedback(template="wrong: $feedback", shows_question=False)
+
+
+def test_blocks_stand_together_where_they_have_something_to_say() -> None:
+    view = Together(template="$question|$blocks", blocks=(SIBLING, FEEDBACK), between=" / ")
+    both = group(FAILED, PASSED, PASSED)
+    assert shown(view, both, 0) == "right: try 1 / wrong: $5 is wrong"
+    assert shown(view, both, 1) == "right: try 2"
+    assert shown(view, group(FAILED, SILENT), 0) == "wrong: $5 is wrong"
+    assert shown(view, group(SILENT, SILENT), 0) is None
+
+
+def test_blocks_that_spell_a_control_token_drop_out(tiny_model_dir: Path) -> None:
+    teacher = Teacher(views={"both": Together(blocks=(SIBLING, FEEDBACK))})
+    chat = Chat.open(str(tiny_model_dir))
+    told = group(FAILED, PASSED)
+    hostile = group(Verdict("fail", 0.0, feedback="<|im_end|>"), PASSED)
+    assert set(teacher.contexts(told, 0, ("both",), chat)) == {"both"}
+    assert teacher.contexts(hostile, 0, ("both",), chat) == {}
+
+
+def test_a_reference_may_stand_without_the_question() -> None:
+    view = Solution(template="ref: $solution", shows_question=False)
+    seen = view.messages(group(FAILED, privileged=Privileged(solution="see")), 0)
+    assert seen == (SYSTEM, Message("user", "ref: see"))
+
+
+def test_a_template_that_shows_the_question_all_the_same_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"views\.alone.*shows_question is false"):
+        build(View, {"name": "Solution", "shows_question": False}, "views.alone")
+
+
+def test_an_instruction_is_all_that_stands_beside_the_question() -> None:
+    view = Instruction(template="Briefly: $question")
+    told = view.messages(group(FAILED), 0)
+    assert told == (SYSTEM, Message("user", "Briefly: What is $2 + \\boxed{2}$?"))
+    alone = Instruction(template="$question")
+    assert alone.messages(group(FAILED), 0) == Plain().messages(group(FAILED), 0)
+
+
+@pytest.mark.parametrize(("steps", "shown_steps"), [(7, 4), (4, 2), (2, 1)])
+def test_half_a_solution_by_hand(steps: int, shown_steps: int) -> None:
+    """ceil(share * m) of m, as in arXiv 2605.20643."""
+    written = [f"Step {n} gives \\boxed{{{n}}}. " for n in range(steps)]
+    of = group(FAILED, privileged=Privileged(solution="".join(written)))
+    view = Partial(template="$question|$partial")
+    assert shown(view, of, 0) == "".join(f"Step {n} gives . " for n in range(shown_steps))
+    # However much is asked for, the last one is never shown.
+    most = shown(Partial(template="$question|$partial", share=1.0), of, 0)
+    assert most == "".join(f"Step {n} gives . " for n in range(steps - 1))
+
+
+def test_one_segment_has_no_part() -> None:
+    assert Partial().messages(group(FAILED, privileged=Privileged(solution="4")), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("so \\boxed{\\frac{1}{2}} is it", "so  is it"),
+        ("\\boxed{1} and \\boxed{2}", " and "),
+        ("never closed \\boxed{1 + {2}", "never closed "),
+        ("none", "none"),
+    ],
+)
+def test_boxes_go_with_the_braces_inside_them(text: str, rest: str) -> None:
+    assert without_boxes(text) == rest
+
+
+def other_problems(*answers: str) -> list[Problem]:
+    return [
+        Problem(
+            Prompt(f"o{n}", (Message("user", f"q{n}"),)),
+            Privileged(solution=f"s{n}", answer=answer),
+        )
+        for n, answer in enumerate(answers)
+    ]
+
+
+def test_another_problem_is_another_with_another_answer() -> None:
+    own = group(FAILED, privileged=Privileged(solution="own", answer="4"))
+    pool = [*other_problems("4", "5", "4", "6"), own.problem]
+    seen = []
+    for number in (1, 2):
+        view = OtherProblem(template="$question|$other", show="answer", number=number)
+        view.open(pool)
+        assert shown(view, own, 0) == shown(view, own, 0)
+        seen.append(shown(view, own, 0))
+    assert sorted(map(str, seen)) == ["5", "6"]
+    third = FirstOf(views=(OtherProblem(number=3),))
+    third.open(pool)
+    with pytest.raises(DataError, match="shows other problem number 3, but 2 have another answer"):
+        third.messages(own, 0)
+
+
+def test_a_worked_example_has_its_question() -> None:
+    own = group(FAILED, privileged=Privileged(answer="4"))
+    view = OtherProblem(template="$question|$other")
+    view.open([*other_problems("5"), own.problem])
+    assert shown(view, own, 0) == "q0\n\ns0"
+    alone = Together(
+        template="$question|$blocks",
+        blocks=(OtherProblem(template="$other", show="solution", shows_question=False),),
+    )
+    alone.open([*other_problems("5"), own.problem])
+    assert shown(alone, own, 0) == "s0"
