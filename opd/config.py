@@ -48,7 +48,7 @@ RECIPES = PACKAGED_RECIPES if PACKAGED_RECIPES.is_dir() else ROOT / "recipes"
 LISTED = 12
 
 MOST_BASES = 2
-"""A variant stands over its method, and a method over what several share: more is hard to follow."""
+"""A variant stands over its method, a method over what several share; more is hard to follow."""
 
 FIXES = {
     "bool_type": "; write true or false",
