@@ -86,7 +86,15 @@ def parser() -> argparse.ArgumentParser:
     score = verb("score", run_score, "score stored rollouts with a recipe's teacher")
     with_recipe(score)
     score.add_argument("--rollouts", type=Path, required=True, help="what `opd sample` wrote")
-    score.add_argument("--to", type=Path, required=True, help="a new .jsonl file")
+    score.add_argument("--to", type=Path, required=True, help="a new folder; it is gone on with")
+    score.add_argument(
+        "--form",
+        choices=["token", "top", "hidden"],
+        default="token",
+        help="what is kept: the taken token's log-prob and the entropy, the highest entries too, "
+        "or hidden states, from which whole rows are rebuilt",
+    )
+    score.add_argument("--size", type=int, default=64, help="how many highest entries")
     with_recipe(
         verb("show", run_show, "list recipes, or one resolved with both prompts of a problem"), "?"
     )
@@ -169,7 +177,8 @@ def run_sample(options: argparse.Namespace) -> int:
 def run_score(options: argparse.Namespace) -> int:
     from opd.stored import score
 
-    written = score(recipe_of(options), options.rollouts, options.to)
+    recipe = recipe_of(options)
+    written = score(recipe, options.rollouts, options.to, options.form, options.size)
     print(f"{written} scored rollouts in {options.to}")
     return 0
 

@@ -22,8 +22,10 @@ from opd.parts import observe, tell
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.record import as_one, record_rollouts, record_step
+from opd.rows import replace_file
 from opd.run import Run, open_run
 from opd.screen import Screen
+from opd.teacher.recording import TAUGHT_BY
 from opd.types import Batch
 
 T = TypeVar("T")
@@ -195,5 +197,7 @@ def close(run: Run) -> Mapping[str, Any]:
     if run.accelerator.is_main_process:
         save_causal(run.learner.model, output / "model")
         run.chat.tokenizer.save_pretrained(output / "model")
+        if authors := recipe.source.authors():
+            replace_file(output / "model" / TAUGHT_BY, json.dumps(sorted(authors)))
         run.log.summary(summary)
     return summary

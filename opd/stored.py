@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from accelerate import Accelerator
 
-from opd.config import locate
+from opd.config import dump, locate
 from opd.errors import DataError
 from opd.learner.batch import assemble, to_device
 from opd.learner.learner import Learner
-from opd.learner.model import weights_id
+from opd.learner.model import context_length, weights_id
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.reward import Judge
 from opd.rollout.chat import Chat
 from opd.rollout.judged import Judged, read_judged, refuse_existing, write_judged
+from opd.rows import sha256_of
 from opd.run import open_learner, open_sampler
+from opd.teacher.recording import Form, Heading, add, begin, warn_of_another_teacher
+from opd.types import Scores
+
+TOKENS_PER_FILE = 1 << 16
+"""After how many response tokens the next file of a recording begins."""
 
 
 def sample(recipe: Recipe, count: int, to: Path) -> int:
@@ -45,55 +51,74 @@ def sample(recipe: Recipe, count: int, to: Path) -> int:
     )
 
 
-def score(recipe: Recipe, rollouts: Path, to: Path) -> int:
-    """Write what each view of the recipe's teacher thinks of every stored token to the new file
-    `to`: `[T]` log-probs of the taken tokens and `[T]` entropies a view, in nats.
+def score(recipe: Recipe, rollouts: Path, to: Path, form: Form = "token", size: int = 64) -> int:
+    """Record in the folder `to` what each view of the recipe's teacher thinks of every stored
+    token; with `form` top of its `size` most probable entries. What a killed call has left is gone
+    on with.
 
     Returns how many rollouts were scored. Raises DataError for a malformed row, a prompt that is no
-    problem of the recipe, or an existing `to`.
+    problem of the recipe, or a folder that holds anything else.
     """
-    refuse_existing(to)
+    teacher, model = recipe.teacher, recipe.model
+    folders = {view: teacher.weights_of(view).folder(model) for view in teacher.views}
     groups = read_groups(rollouts, recipe.problems.problems())
-    chat = Chat.open(locate(recipe.model.path), recipe.model.thinking)
+    chat = Chat.open(locate(model.path), model.thinking)
     learner = open_learner(recipe, Accelerator())
-    return write_rows(
-        to,
-        (row for group in groups for row in scored(recipe, learner, chat, group)),
+    heading = Heading(
+        form=form,
+        size=size if form == "top" else 0,
+        temperature=learner.temperature,
+        chat=chat.fingerprint,
+        teachers={view: weights_id(folder) for view, folder in folders.items()},
+        views=cast("dict[str, object]", dump(teacher.views)),
+        rollouts=sha256_of(rollouts),
     )
+    warn_of_another_teacher(model.path, heading)
+    begin(to, heading)
+    trajectories = [t for group in groups for t in shown(recipe, group, chat)]
+    for number, some in enumerate(portions(trajectories)):
+        shard = to / f"scores-{number:05}.safetensors"
+        if not shard.exists():
+            add(shard, heading, some, scored(recipe, learner, chat, some))
+    return len(trajectories)
+
+
+def shown(recipe: Recipe, group: Group, chat: Chat) -> Iterator[Trajectory]:
+    """A group's rollouts with what the teacher reads before each, as far as it fits."""
+    longest = context_length(recipe.model.path)
+    for index, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+        seen = recipe.teacher.contexts(group, index, tuple(recipe.teacher.views), chat)
+        room = longest - len(rollout.token_ids)
+        fitting = {view: ids for view, ids in seen.items() if len(ids) <= room}
+        yield Trajectory(rollout, verdict, 0.0, group.pass_rate, fitting)
+
+
+def portions(trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
+    """Neighbours that are scored and kept together."""
+    some: list[Trajectory] = []
+    tokens = 0
+    for trajectory in trajectories:
+        some.append(trajectory)
+        tokens += len(trajectory.rollout.token_ids)
+        if tokens >= TOKENS_PER_FILE:
+            yield some
+            some, tokens = [], 0
+    if some:
+        yield some
 
 
 def scored(
-    recipe: Recipe, learner: Learner, chat: Chat, group: Group
-) -> Iterator[Mapping[str, object]]:
-    """A group's rows of teacher scores."""
-    views = tuple(recipe.teacher.views)
-    trajectories = [
-        Trajectory(
-            rollout,
-            verdict,
-            0.0,
-            group.pass_rate,
-            recipe.teacher.contexts(group, index, views, chat),
+    recipe: Recipe, learner: Learner, chat: Chat, trajectories: Sequence[Trajectory]
+) -> list[dict[str, Scores]]:
+    """Each view's scores of each trajectory."""
+    batches = [
+        to_device(
+            assemble(trajectories, [index], packing=False, pad_id=chat.pad_id),
+            learner.accelerator.device,
         )
-        for index, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True))
+        for index in range(len(trajectories))
     ]
-    everyone = range(len(trajectories))
-    batch = assemble(trajectories, everyone, packing=False, pad_id=chat.pad_id)
-    batch = to_device(batch, learner.accelerator.device)
-    (scores,) = recipe.teacher.score(trajectories, [batch], views, learner)
-    for index, trajectory in enumerate(trajectories):
-        own = batch.sequence == index
-        yield {
-            "prompt_id": trajectory.rollout.prompt.id,
-            "token_ids": trajectory.rollout.token_ids,
-            "views": {
-                name: {
-                    "logprob": scores[name].logprob[own].tolist(),
-                    "entropy": scores[name].entropy[own].tolist(),
-                }
-                for name in trajectory.views
-            },
-        }
+    return recipe.teacher.score(trajectories, batches, tuple(recipe.teacher.views), learner)
 
 
 def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:
@@ -109,13 +134,3 @@ def read_groups(path: Path, problems: Sequence[Problem]) -> list[Group]:
         rollouts, verdicts = (row.rollout for row in rows), (row.verdict for row in rows)
         groups.append(Group(known[name], tuple(rollouts), tuple(verdicts)))
     return groups
-
-
-def write_rows(to: Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """Write one JSON object a line; how many."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with to.open("x", encoding="utf-8") as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return count

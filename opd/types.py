@@ -112,6 +112,16 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """The most probable entries of a teacher's rows, the highest first."""
+
+    ids: Tensor
+    """`[N, K]` int64."""
+    logprob: Tensor
+    """`[N, K]` nats, at the sampling temperature; what they leave belongs to the other entries."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a teacher thinks of a batch's action tokens, from a pass without gradients.
 
@@ -128,6 +138,10 @@ class Scores:
     """`[N]` int64, the taken tokens."""
     temperature: float
     """At which tokens are sampled."""
+    known: tuple[Tensor, Tensor] | None = None
+    """Log-probs and entropies `[N]` that were recorded; None where they follow from `hidden`."""
+    listed: Listed | None = None
+    """What was recorded of whole rows, in the place of `hidden`."""
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -142,10 +156,12 @@ class Scores:
     @property
     def is_scored(self) -> bool:
         """Whether log-probs and entropies have been computed."""
-        return "_scored" in vars(self)
+        return self.known is not None or "_scored" in vars(self)
 
     @cached_property
     def _scored(self) -> tuple[Tensor, Tensor]:
+        if self.known is not None:
+            return self.known
         here = self.present
         found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
         logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)

@@ -17,9 +17,9 @@ from opd.learner.chunked import chosen_rows, fused
 from opd.learner.chunks import RowFunction
 from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
-from opd.objective.logits import Logits
+from opd.objective.logits import ListedLogits, Logits
 from opd.objective.loss import Comparison, HiddenLoss, Loss, RowLoss, TokenLoss
-from opd.types import Batch, Observed, Scores, Seen
+from opd.types import Batch, Listed, Observed, Scores, Seen
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ class Pass(RowFunction):
     ) -> Tensor:
         index = self.counted[rows]
         part = self.batch.rows(index)
+        known = {**teachers, **self.listed(index, student.vocabulary)}
 
         def of_rows(loss: RowLoss) -> tuple[Tensor, Observed]:
-            return loss.rows(student, part.target_ids, part.sampled_logprob, teachers)
+            return loss.rows(student, part.target_ids, part.sampled_logprob, known)
 
         def logprob() -> Tensor:
             return taken(student.log_probs(self.temperature), part.target_ids)
@@ -130,6 +131,18 @@ class Pass(RowFunction):
                 table = side.measured(self.temperature)
                 self.columns.measure(kind, index, *taken_and_entropy(table, part.target_ids))
         return value
+
+    def listed(self, index: Tensor, vocabulary: int) -> dict[str, Logits]:
+        """The rows `index` of the views of which no hidden states were recorded."""
+        return {
+            view: ListedLogits(
+                Listed(seen.listed.ids[index], seen.listed.logprob[index]),
+                vocabulary,
+                seen.temperature,
+            )
+            for view, seen in self.scores.items()
+            if seen.listed is not None
+        }
 
     def of_comparison(self, rows: slice, found: Compared) -> Tensor:
         index = self.counted[rows]
@@ -195,7 +208,9 @@ def student_rows(
     function = Pass(batch, scores, losses, scales, temperature, counted, columns)
     read = [view for loss in losses.values() if isinstance(loss, RowLoss) for view in loss.views]
     teachers = {
-        view: (chosen_rows(scores[view].hidden, counted), scores[view].head) for view in read
+        view: (chosen_rows(scores[view].hidden, counted), scores[view].head)
+        for view in read
+        if scores[view].listed is None
     }
     total = fused(chosen_rows(hidden, counted), head, teachers, function)
     if len(idle):

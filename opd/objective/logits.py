@@ -5,10 +5,16 @@ Legend: `n` rows, `V` vocabulary, `K` chosen entries. Scores are logits at tempe
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor
 
 from opd.head import at_least_single, log_softmax
+from opd.types import Listed
+
+LEAST_TAIL = 1e-7
+"""Probability kept for what is not listed, so that its log stays finite in float32."""
 
 
 class Logits:
@@ -53,3 +59,18 @@ class Logits:
     def at(self, ids: Tensor) -> Tensor:
         """Scores `[n, K]` of `ids` `[n, K]`."""
         return self.scores().gather(-1, ids)
+
+
+class ListedLogits(Logits):
+    """Rows of which the highest entries are known; the others share what these leave, evenly."""
+
+    def __init__(self, listed: Listed, vocabulary: int, temperature: float) -> None:
+        left = listed.logprob.logsumexp(-1, keepdim=True).clamp(max=-LEAST_TAIL)
+        others = torch.log(-torch.expm1(left)) - log(max(1, vocabulary - listed.ids.shape[-1]))
+        rows = others.repeat(1, vocabulary).scatter(-1, listed.ids, listed.logprob)
+        super().__init__(rows * temperature)
+        self._listed = listed
+        self._log_probs[temperature] = rows
+
+    def top(self, size: int) -> Tensor:
+        return self._listed.ids[:, :size]

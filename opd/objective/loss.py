@@ -219,10 +219,12 @@ class Likelihood(RowLoss):
 class SampledReverseKL(TokenLoss):
     """sg(log s - log q) log s on taken tokens: in expectation over s the gradient of reverse KL.
 
-    Its value says nothing; its gradient does. arXiv 2601.20802.
+    Its value says nothing; its gradient does. arXiv 2601.20802, the clip from 2604.13010.
     """
 
     view: str
+    clip_at: Annotated[float, Field(gt=0)] | None = None
+    """Nats within which log s - log q is held; null lets it be."""
     correction: Correction | None = None
 
     @property
@@ -233,10 +235,14 @@ class SampledReverseKL(TokenLoss):
         self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         excess = (logprob - teachers[self.view].logprob).detach()
+        observed: Observed = {}
+        if self.clip_at is not None:
+            observed = {"clipped": (excess.abs() > self.clip_at).float()}
+            excess = excess.clamp(-self.clip_at, self.clip_at)
         loss = excess * logprob
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
-        return loss, {}
+        return loss, observed
 
 
 @part

@@ -13,10 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
-from opd.objective.logits import Logits
-
-LEAST_TAIL = 1e-7
-"""Probability kept for the tail, so that its log stays finite in float32."""
+from opd.objective.logits import LEAST_TAIL, Logits
 
 
 class Support(ABC):

@@ -34,6 +34,10 @@ class Source(ABC):
         """Rollouts of one problem, infinite where nobody knows before they are read."""
         return math.inf
 
+    def authors(self) -> frozenset[str]:
+        """Hashes of the weights that have drawn what is stored."""
+        return frozenset()
+
     def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
         """Those of a run's problems that there are responses to. Raises DataError for none."""
         return tuple(problems)
@@ -124,6 +128,10 @@ class Stored(Source):
     @property
     def most_per_problem(self) -> float:
         return self.rollouts_per_problem or math.inf
+
+    def authors(self) -> frozenset[str]:
+        drawn_by = (row.drawn_by for rows in self.rows().values() for row in rows)
+        return frozenset(author for author in drawn_by if author is not None)
 
     def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
         rows = self.rows()
@@ -224,6 +232,9 @@ class Mixed(Source):
     @property
     def most_per_problem(self) -> float:
         return max(self.first.most_per_problem, self.second.most_per_problem)
+
+    def authors(self) -> frozenset[str]:
+        return self.first.authors() | self.second.authors()
 
     def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
         return self.second.answered(self.first.answered(problems))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,12 +24,14 @@ from opd.learner.learner import Learner
 from opd.learner.model import (
     PRECISIONS,
     Causal,
+    Model,
     causal_of,
     compile_layers,
     head_of,
     load_causal,
     silence_dropout,
 )
+from opd.teacher.recording import Recording
 
 
 class TeacherWeights(ABC):
@@ -37,6 +40,15 @@ class TeacherWeights(ABC):
 
     def setup(self, learner: Learner) -> None:  # noqa: B027
         """Open what is needed, once, before any step or resume."""
+
+    @property
+    def recording(self) -> Recording | None:
+        """Scores that stand on disk, for weights that are opened nowhere."""
+        return None
+
+    def folder(self, model: Model) -> str:
+        """Where the parameters come from, as they are before the first step of `model`."""
+        return model.path
 
     @abstractmethod
     def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
@@ -179,6 +191,37 @@ class External(TeacherWeights):
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
         yield self.model
+
+    def folder(self, model: Model) -> str:
+        return self.path
+
+
+@part
+class Cached(TeacherWeights):
+    """No parameters: the scores that `opd score` has recorded of the same responses behind the same
+    prompts. arXiv 2604.13010.
+    """
+
+    path: str
+    """The recording's folder."""
+    opened: Recording = field(init=False, repr=False, compare=False)
+
+    @property
+    def recording(self) -> Recording:
+        return self.opened
+
+    def folder(self, model: Model) -> str:
+        raise RecipeError(
+            "teacher.weights: Cached has no parameters to score with; name the teacher's, such as "
+            "teacher.weights=Frozen"
+        )
+
+    def setup(self, learner: Learner) -> None:
+        self.opened = Recording.open(Path(self.path))
+        self.opened.check(learner)
+
+    def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
+        raise AssertionError("what is recorded needs no model")
 
 
 def frozen_copy(learner: Learner) -> PreTrainedModel:

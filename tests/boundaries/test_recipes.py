@@ -26,7 +26,6 @@ UNUSED = {
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "Linear": "an override of any coefficient or learning rate",
     "Live": "the teacher that lags by nothing, to set against EMA",
-    "SampledReverseKL": "the cheap estimate to set against Distill",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",
     "Tempered": "a sharper or flatter teacher under any divergence",

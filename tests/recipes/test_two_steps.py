@@ -21,6 +21,10 @@ BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "ben
 SMALL = ("steps=2", "problems_per_step=4", "evaluation.every=0", "evaluation.samples=1")
 ELSEWHERE = {
     "gkd": ("teacher.weights.path=data/tiny",),
+    "lightning": (
+        "source.path={stored}/rollouts.jsonl",
+        "teacher.weights.path={stored}/scores",
+    ),
     "rft": ("source.path={stored}/rollouts.jsonl",),
     "seqkd": ("source.path={stored}/rollouts.jsonl",),
 }
@@ -32,7 +36,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands before a run have left, of a few problems."""
     folder = tmp_path_factory.mktemp("stored")
     sampled = ["sample", "grpo", "source.rollouts_per_problem=4", "--problems", "12"]
-    assert main([*sampled, "--to", str(folder / "rollouts.jsonl")]) == 0
+    rollouts, scores = str(folder / "rollouts.jsonl"), str(folder / "scores")
+    assert main([*sampled, "--to", rollouts]) == 0
+    scored = ["score", "lightning", "teacher.weights=Frozen", "--rollouts", rollouts]
+    assert main([*scored, "--to", scores]) == 0
     return folder
 
 

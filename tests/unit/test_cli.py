@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from data.gsm8k import problem
@@ -161,27 +163,29 @@ def test_another_recipe_into_a_finished_run(
 def test_sample_then_score(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rollouts, scores = tmp_path / "rollouts.jsonl", tmp_path / "scores.jsonl"
-    assert outcome(capsys, "sample", str(recipe), "--to", str(rollouts), "--problems", "3")[0] == 0
+    rollouts, scores = tmp_path / "rollouts.jsonl", tmp_path / "scores"
+    sampled = ["sample", str(recipe), "--to", str(rollouts), "--problems", "3"]
+    assert outcome(capsys, *sampled)[0] == 0
     command = ["score", str(recipe), "--rollouts", str(rollouts), "--to", str(scores)]
     assert outcome(capsys, *command)[0] == 0
     drawn = [json.loads(line) for line in rollouts.read_text().splitlines()]
-    scored = [json.loads(line) for line in scores.read_text().splitlines()]
-    assert len(drawn) == len(scored) == 6
-    for rollout, row in zip(drawn, scored, strict=True):
-        assert row["prompt_id"] == rollout["rollout"]["prompt"]["id"]
-        assert len(row["views"]["solution"]["logprob"]) == len(rollout["rollout"]["token_ids"])
-    alone, again = tmp_path / "alone.jsonl", tmp_path / "again.jsonl"
+    assert len(drawn) == 6
+    (shard,) = scores.glob("scores-*")
+    kept = load_file(shard)
+    tokens = sum(len(row["rollout"]["token_ids"]) for row in drawn)
+    assert kept["solution/logprob"].shape == kept["solution/entropy"].shape == (tokens,)
+    alone, again = tmp_path / "alone.jsonl", tmp_path / "again"
     alone.write_text(json.dumps(drawn[1]))
     rescore = ["score", str(recipe), "--rollouts", str(alone), "--to", str(again)]
     assert outcome(capsys, *rescore)[0] == 0
-    for name, values in json.loads(again.read_text())["views"]["solution"].items():
-        assert values == pytest.approx(scored[1]["views"]["solution"][name], abs=1e-4)
-        assert values != pytest.approx(scored[0]["views"]["solution"][name], abs=1e-4)
-    code, sentence = outcome(capsys, *command)
+    first, second = (len(row["rollout"]["token_ids"]) for row in drawn[:2])
+    for name, values in load_file(again / shard.name).items():
+        assert torch.allclose(values, kept[name][first : first + second], atol=1e-4)
+        assert not torch.allclose(values, kept[name][:second], atol=1e-4)
+    code, sentence = outcome(capsys, *sampled)
     assert code == 4 and "exists already" in sentence
     rollouts.write_text(rollouts.read_text().replace('"id": "gsm8k-', '"id": "other-'))
-    command[-1] = str(tmp_path / "other.jsonl")
+    command[-1] = str(tmp_path / "other")
     code, sentence = outcome(capsys, *command)
     assert code == 4 and "answers 'other-" in sentence
 
