@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,9 +70,9 @@ def take_steps(run: Run) -> None:
     if not run.progress.before:
         run.progress.before = {m.benchmark: m for m in evaluate(run)}
     for step in range(run.progress.step, recipe.steps):
-        started = time.perf_counter()
         tell(recipe, step, recipe.steps)
-        problems = run.stream.batch(step, recipe.problems_per_step)
+        problems = choose(run, step)
+        started = time.perf_counter()
         groups = collect(run, problems, step)
         sampled = time.perf_counter()
         views = needed_views(learner, step)
@@ -94,6 +95,18 @@ def take_steps(run: Run) -> None:
             evaluate(run)
         if recipe.checkpoint.every and run.progress.step % recipe.checkpoint.every == 0:
             run.save()
+
+
+def choose(run: Run, step: int) -> tuple[Problem, ...]:
+    """The problems of a step, once their pass rates are known; fewer where fewer can be drawn."""
+    recipe, stream = run.recipe, run.stream
+    recipe.pass_rate.refresh(step, stream.problems, run.draw)
+    for term in recipe.terms.values():
+        for weight in term.weights:
+            weight.fit(recipe.pass_rate.known)
+    drawable = recipe.pass_rate.drawable(stream.problems)
+    size = min(recipe.problems_per_step, len(drawable))
+    return replace(stream, problems=drawable).batch(step, size)
 
 
 def collect(run: Run, problems: Sequence[Problem], step: int) -> list[Group]:
@@ -132,7 +145,9 @@ def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Tr
             room = run.context_length - len(rollout.token_ids)
             fitting = {name: ids for name, ids in seen.items() if len(ids) <= room}
             trajectories.append(
-                Trajectory(rollout, verdict, advantages[index], group.pass_rate, fitting)
+                Trajectory(
+                    rollout, verdict, advantages[index], run.recipe.pass_rate.of(group), fitting
+                )
             )
     return trajectories
 

@@ -18,7 +18,9 @@ from opd.objective.loss import Distill, PolicyGradient
 from opd.objective.schedule import Adaptive, Between, Schedule
 from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.term import Term
+from opd.objective.weight import PassRate
 from opd.parts import parts
+from opd.pass_rate import Measured, OfGroup, PassRates
 from opd.problems import Dataset
 from opd.reward import Reward
 from opd.rollout.engine import Engine, Sampling
@@ -58,6 +60,8 @@ class Recipe:
     credit: Credit = field(default_factory=GroupMean)
     selection: Selection = field(default_factory=Everything)
     """Which rollouts of a group are trained on."""
+    pass_rate: PassRates = field(default_factory=OfGroup)
+    """Where a problem's pass rate comes from."""
     teacher: Teacher = field(default_factory=Teacher)
     optimizer: Optimizer = field(default_factory=Optimizer)
     problems_per_step: Annotated[int, Field(gt=0)] = 32
@@ -102,6 +106,8 @@ class Recipe:
         self.check_siblings()
         self.check_metrics()
         self.check_schedules()
+        for name, term in self.terms.items():
+            self.check_pass_rates(name, term)
 
     def check_views(self, name: str, term: Term) -> None:
         """Every view that a term reads is one that the teacher has."""
@@ -148,6 +154,33 @@ class Recipe:
             raise RecipeError(
                 "source: a policy-gradient term needs sampled rollouts, but here some are written; "
                 "set source=OnPolicy or drop the term"
+            )
+
+    def check_pass_rates(self, name: str, term: Term) -> None:
+        """A weight by pass rate tells problems apart, and what it is divided by stays."""
+        for weight in term.weights:
+            if not isinstance(weight, PassRate) or not weight.a + weight.b:
+                continue
+            is_measured = isinstance(self.pass_rate, Measured)
+            if isinstance(self.pass_rate, OfGroup) and not self.pass_rate.pseudo_count:
+                self.check_groups(name)
+            if weight.divide_by != "nothing" and term.denominator == "weights":
+                raise RecipeError(
+                    f"terms.{name}.weights: PassRate is divided by its {weight.divide_by}, but "
+                    "denominator=weights divides by the weights again; set denominator=all"
+                )
+            if weight.divide_by == "mean" and not is_measured:
+                raise RecipeError(
+                    f"terms.{name}.weights: PassRate is divided by its mean over all problems, "
+                    "which pass_rate=OfGroup does not know; set pass_rate=Measured"
+                )
+
+    def check_groups(self, name: str) -> None:
+        """The pass rate of a single rollout is 0 or 1, where the weight is 0."""
+        if self.source.most_per_problem < 2:
+            raise RecipeError(
+                f"terms.{name}.weights: PassRate of a single rollout is 0; set "
+                "source.rollouts_per_problem to 2 or more, or pass_rate=Measured"
             )
 
     def check_siblings(self) -> None:

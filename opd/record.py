@@ -35,6 +35,7 @@ def record_step(
         **{name: sums[name] / sums["rollouts"] for name in means},
         **update.metrics,
         **schedules(run.recipe),
+        **run.recipe.pass_rate.metrics(),
         "learning_rate": update.learning_rate,
         "grad_norm": update.grad_norm,
         "generated_tokens_per_second": sums["generated"] / sampling_seconds,

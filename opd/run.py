@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from opd.config import locate
 from opd.errors import EngineError, RecipeError
@@ -20,6 +22,7 @@ from opd.learner.learner import Learner
 from opd.learner.model import context_length
 from opd.log import Log, Spent
 from opd.parts import restore_state, state_of
+from opd.privileged import Group, Problem
 from opd.problems import Stream
 from opd.recipe import Recipe
 from opd.reward import Judge
@@ -84,6 +87,23 @@ class Run:
         engine.load(self.learner.weights(), self.progress.step)
         yield self.sampler
         engine.sleep()
+
+    def draw(self, problems: Sequence[Problem], count: int, occasion: str) -> list[Group]:
+        """This rank's share of `problems` with `count` rollouts each under the current weights,
+        judged: drawn to be measured, not trained on. What all ranks draw counts as generated."""
+        started = time.perf_counter()
+        mine = problems[self.accelerator.process_index :: self.accelerator.num_processes]
+        with self.awake() as sampler:
+            prompts = [problem.prompt for problem in mine]
+            drawn = sampler.draw(prompts, self.recipe.sampling, count, occasion)
+        tokens = sum(len(rollout.token_ids) for rollouts in drawn for rollout in rollouts)
+        self.progress.generated_tokens += sum(gather_object([tokens]))
+        groups = [
+            Group(problem, tuple(rollouts), tuple(self.judge(rollouts)))
+            for problem, rollouts in zip(mine, drawn, strict=True)
+        ]
+        self.progress.seconds += time.perf_counter() - started
+        return groups
 
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on."""

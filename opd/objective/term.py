@@ -31,9 +31,9 @@ class Term:
     average: Literal["token", "sequence", "budget"] = "token"
     """`token`: all tokens alike; `sequence`: all sequences alike (arXiv 2402.03300); `budget`: a
     sequence's sum over the longest response allowed (arXiv 2503.20783)."""
-    denominator: Literal["weights", "count"] = "weights"
-    """`weights`: a weighted mean; `count`: small weights make small updates. `budget` always counts
-    sequences."""
+    denominator: Literal["weights", "count", "all"] = "weights"
+    """`weights`: a weighted mean; `count`: small weights make small updates; `all`: so do weights
+    of 0, as every token of the update counts. `budget` always counts sequences."""
     pool: str | None = None
     """Active terms that name the same pool share one denominator: each is its own mean times its
     share of what the pool counts, tokens or sequences as they average. arXiv 2604.02288."""
@@ -75,6 +75,8 @@ class Term:
         """What the numerator is divided by, a scalar, from weights `[N]`."""
         if self.average == "budget" or self.denominator == "count":
             return self.count(weight, batch)
+        if self.denominator == "all":
+            return self.count(torch.ones_like(weight), batch)
         return (self._share(weight > 0, batch, max_response_tokens) * weight).sum()
 
     def count(self, weight: Tensor, batch: Batch) -> Tensor:

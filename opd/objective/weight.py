@@ -6,7 +6,8 @@ Legend: `N` action tokens. Weights multiply each other and enter the denominator
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -24,6 +25,9 @@ class Weight(ABC):
     def views(self) -> tuple[str, ...]:
         """The teacher views that it reads."""
         return ()
+
+    def fit(self, pass_rates: Sequence[float]) -> None:  # noqa: B027
+        """Told before every step the pass rates of all problems that can be drawn, if known."""
 
     @abstractmethod
     def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
@@ -47,15 +51,37 @@ class UpdateWeight(Weight):
 class PassRate(Weight):
     """p^a (1 - p)^b of the problem's pass rate p: most where it is half known. arXiv 2603.11178.
 
-    0^0 is 1, so that an exponent of 0 ignores its side.
+    0^0 is 1, so that an exponent of 0 ignores its side. What it is divided by shows only where a
+    term's denominator does not divide by the weights again.
     """
 
     a: Annotated[float, Field(ge=0)] = 1.0
     b: Annotated[float, Field(ge=0)] = 1.0
+    divide_by: Literal["nothing", "mean", "peak"] = "nothing"
+    """`mean`: over all problems that can be drawn, so that the step is as long as unweighted;
+    `peak`: its largest value a^a b^b / (a + b)^(a + b). Both ours."""
+    mean: float = field(init=False, default=0.0, repr=False, compare=False)
+    """Over all problems that can be drawn."""
+
+    def fit(self, pass_rates: Sequence[float]) -> None:
+        rates = torch.tensor(pass_rates, dtype=torch.float64)
+        self.mean = self.kernel(rates).mean().item() if pass_rates else 0.0
 
     def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
-        rate = batch.pass_rate[batch.sequence]
+        kernel = self.kernel(batch.pass_rate[batch.sequence])
+        # Where the mean is 0 every weight is.
+        return kernel / (
+            {"nothing": 1.0, "mean": self.mean, "peak": self.peak}[self.divide_by] or 1.0
+        )
+
+    def kernel(self, rate: Tensor) -> Tensor:
         return rate**self.a * (1 - rate) ** self.b
+
+    @property
+    def peak(self) -> float:
+        """The largest value of the kernel, at p = a / (a + b)."""
+        a, b = self.a, self.b
+        return (a / (a + b)) ** a * (b / (a + b)) ** b if a + b else 1.0
 
 
 @part

@@ -27,8 +27,11 @@ ELSEWHERE = {
     ),
     "rft": ("source.path={stored}/rollouts.jsonl",),
     "seqkd": ("source.path={stored}/rollouts.jsonl",),
+    "paced": ("problems.limit=16",),
+    "paced_filtered": ("problems.limit=48",),
 }
-"""What needs a GPU, a hub or an earlier run, replaced by what is here."""
+"""What needs a GPU, a hub or an earlier run, replaced by what is here, and what measures all of its
+problems first, given few."""
 
 
 @pytest.fixture(scope="module")
