@@ -27,7 +27,7 @@ from opd.rows import replace_file
 from opd.run import Run, open_run
 from opd.screen import Screen
 from opd.teacher.recording import TAUGHT_BY
-from opd.types import Batch
+from opd.types import Batch, Scores
 
 T = TypeVar("T")
 
@@ -80,8 +80,7 @@ def take_steps(run: Run) -> None:
         record_rollouts(run, trajectories, views, step)
         updates = []
         for share in shares(trajectories, recipe.updates_per_step):
-            batches = micro_batches(run, share)
-            scores = teacher.score(share, batches, views, learner)
+            batches, scores = scored_batches(run, share, step)
             updates.append(learner.update(batches, scores, step))
         if any(trajectory.rollout.policy_step >= 0 for trajectory in trajectories):
             run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
@@ -121,9 +120,10 @@ def collect(run: Run, problems: Sequence[Problem], step: int) -> list[Group]:
 
 
 def needed_views(learner: Learner, step: int) -> tuple[str, ...]:
-    """The views that some active term reads, each once."""
-    read = (view for term in learner.active(step).values() for view in term.views)
-    return tuple(dict.fromkeys(read))
+    """The views that some active term reads or is trained behind, each once."""
+    terms = learner.active(step).values()
+    behind = (term.context for term in terms if term.context != "student")
+    return tuple(dict.fromkeys([*(view for term in terms for view in term.views), *behind]))
 
 
 def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Trajectory]:
@@ -158,15 +158,27 @@ def shares(trajectories: Sequence[T], count: int) -> list[Sequence[T]]:
     return [trajectories[start:end] for start, end in pairwise(ends)]
 
 
-def micro_batches(run: Run, trajectories: Sequence[Trajectory]) -> list[Batch]:
-    """Micro-batches on the learner's device."""
-    batches = pack(
-        trajectories,
-        tokens_per_batch=run.recipe.tokens_per_batch,
-        packing=run.recipe.packing,
-        pad_id=run.chat.pad_id,
-    )
-    return [to_device(batch, run.accelerator.device) for batch in batches]
+def scored_batches(
+    run: Run, trajectories: Sequence[Trajectory], step: int
+) -> tuple[list[Batch], list[dict[str, Scores]]]:
+    """Micro-batches of every context that some active term trains behind, on the learner's device,
+    and what the teacher makes of each in the views that are read there."""
+    contexts = {name: terms for name, terms in run.learner.contexts(step).items() if terms}
+    batches: list[Batch] = []
+    scores: list[dict[str, Scores]] = []
+    for context, terms in (contexts or {"student": {}}).items():
+        packed = pack(
+            trajectories,
+            tokens_per_batch=run.recipe.tokens_per_batch,
+            packing=run.recipe.packing,
+            pad_id=run.chat.pad_id,
+            context=context,
+        )
+        here = [to_device(batch, run.accelerator.device) for batch in packed]
+        views = list(dict.fromkeys(view for term in terms.values() for view in term.views))
+        batches += here
+        scores += run.recipe.teacher.score(trajectories, here, views, run.learner)
+    return batches, scores
 
 
 def evaluate(run: Run) -> list[Measurement]:

@@ -111,7 +111,8 @@ class Recipe:
 
     def check_views(self, name: str, term: Term) -> None:
         """Every view that a term reads is one that the teacher has."""
-        for view in term.views:
+        behind = () if term.context == "student" else (term.context,)
+        for view in (*term.views, *behind):
             if view not in self.teacher.views:
                 known = ", ".join(self.teacher.views) or "none"
                 raise RecipeError(

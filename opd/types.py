@@ -217,6 +217,8 @@ class Batch(Tokens):
     """One micro-batch: sequences that make one model input."""
 
     student: Context
+    context: str = "student"
+    """What stands before the responses: the student's own prompt, or that of the view so named."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the positions that predict them. What teachers read has no say in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,17 +23,38 @@ one to the next."""
 
 
 def pack(
-    trajectories: Sequence[Trajectory], *, tokens_per_batch: int, packing: bool, pad_id: int
+    trajectories: Sequence[Trajectory],
+    *,
+    tokens_per_batch: int,
+    packing: bool,
+    pad_id: int,
+    context: str = "student",
 ) -> list[Batch]:
     """Micro-batches of at most `tokens_per_batch` positions of the student, padding included.
 
     Similar lengths go together, so that little is padding. A trajectory that alone exceeds the
     budget gets its own batch: nothing is cut. `packing` lays sequences end to end in one row
-    instead of padding rows.
+    instead of padding rows. Trajectories that lack the view `context` are left out.
     """
-    lengths = [len(t.rollout.prompt_ids) + len(t.rollout.token_ids) for t in trajectories]
-    bins = fill(lengths, tokens_per_batch, packing=packing)
-    return [assemble(trajectories, members, packing=packing, pad_id=pad_id) for members in bins]
+    prompts = {n: prompt_ids(t, context) for n, t in enumerate(trajectories)}
+    chosen = [(n, len(ids)) for n, ids in prompts.items() if ids is not None]
+    lengths = [before + len(trajectories[n].rollout.token_ids) for n, before in chosen]
+    return [
+        assemble(
+            trajectories,
+            [chosen[place][0] for place in places],
+            packing=packing,
+            pad_id=pad_id,
+            context=context,
+        )
+        for places in fill(lengths, tokens_per_batch, packing=packing)
+    ]
+
+
+def prompt_ids(trajectory: Trajectory, context: str) -> Ids | None:
+    """`[P]` ids of what stands before the response; None where the view is absent."""
+    own = context == "student"
+    return trajectory.rollout.prompt_ids if own else trajectory.views.get(context)
 
 
 def fill(
@@ -65,11 +87,18 @@ def positions(lengths: Sequence[int], packing: bool) -> int:
 
 
 def assemble(
-    trajectories: Sequence[Trajectory], members: Sequence[int], *, packing: bool, pad_id: int
+    trajectories: Sequence[Trajectory],
+    members: Sequence[int],
+    *,
+    packing: bool,
+    pad_id: int,
+    context: str = "student",
 ) -> Batch:
     """One Batch of the trajectories at the places `members`, in that order."""
     chosen = [trajectories[member] for member in members]
-    prompts = [member.rollout.prompt_ids for member in chosen]
+    found = [prompt_ids(member, context) for member in chosen]
+    prompts = [ids for ids in found if ids is not None]
+    assert len(prompts) == len(found), f"a response lacks the view {context} that it stands behind"
     responses = [member.rollout.token_ids for member in chosen]
     lengths = torch.tensor([len(response) for response in responses])
     first: dict[str, int] = {}
@@ -77,6 +106,7 @@ def assemble(
         first.setdefault(trajectory.rollout.prompt.id, place)
     return Batch(
         student=build_context(prompts, responses, packing=packing, pad_id=pad_id),
+        context=context,
         members=tuple(members),
         group=torch.tensor([first[member.rollout.prompt.id] for member in chosen]),
         target_ids=torch.tensor([token for response in responses for token in response]),
@@ -131,15 +161,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with every tensor on `device`."""
     if device.type == "cpu":
         return batch
-    return Batch(
-        student=context_to(batch.student, device),
-        members=batch.members,
-        **{
-            name: getattr(batch, name).to(device)
-            for name in Batch.__dataclass_fields__
-            if name not in ("student", "members")
-        },
-    )
+    tensors = {n: v.to(device) for n, v in vars(batch).items() if isinstance(v, Tensor)}
+    return replace(batch, student=context_to(batch.student, device), **tensors)
 
 
 def context_to(context: Context, device: torch.device) -> Context:

@@ -96,6 +96,13 @@ class Learner:
         """The terms whose coefficient is not 0 at `step`."""
         return {n: t for n, t in self.terms.items() if t.coefficient.at(step, self.steps) != 0}
 
+    def contexts(self, step: int) -> dict[str, dict[str, Term]]:
+        """Context to the terms that are active behind it; the student's own is always there."""
+        found: dict[str, dict[str, Term]] = {"student": {}}
+        for name, term in self.active(step).items():
+            found.setdefault(term.context, {})[name] = term
+        return found
+
     @torch.no_grad()
     def logprobs(self, context: Context, target_ids: Tensor) -> Tensor:
         """`[N]` nats of `target_ids` under the student at the sampling temperature."""
@@ -115,9 +122,12 @@ class Learner:
         tell(self.terms, step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = defaultdict(float)
-        shares = self.shares(self.active(step), batches, scores, step)
-        for number, (batch, batch_scores) in enumerate(zip(batches, scores, strict=True)):
-            self.backward(shares, number, batch, batch_scores, totals)
+        for context, terms in self.contexts(step).items():
+            pairs = list(zip(batches, scores, strict=True))
+            pairs = [pair for pair in pairs if pair[0].context == context]
+            shares = self.shares(terms, pairs, step)
+            for number, pair in enumerate(pairs):
+                self.backward(shares, number, *pair, totals)
         self.sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm).item()
         if not math.isfinite(norm):
@@ -134,12 +144,11 @@ class Learner:
     def shares(
         self,
         terms: Mapping[str, Term],
-        batches: Sequence[Batch],
-        scores: Sequence[Mapping[str, Scores]],
+        pairs: Sequence[tuple[Batch, Mapping[str, Scores]]],
         step: int,
     ) -> dict[str, Share]:
-        """What each term asks of the micro-batches, by denominators of the whole update."""
-        pairs = list(zip(batches, scores, strict=True))
+        """What each term asks of its context's micro-batches, by denominators of the update."""
+        batches, scores = [batch for batch, _ in pairs], [seen for _, seen in pairs]
         weights = {n: [term.weight(*pair) for pair in pairs] for n, term in terms.items()}
         joint = {name: term for name, term in terms.items() if term.spans_update}
         whole = None
@@ -261,7 +270,9 @@ class Learner:
             for key, value in {**rows.observed[name], **joint}.items():
                 totals[f"sum:{key}/{name}"] += value[counted].sum().item()
                 totals[f"count:{key}/{name}"] += counted.sum().item()
-        observe(rows, batch, scores, totals)
+        totals["sum:tokens"] += batch.tokens
+        if batch.context == "student":
+            observe(rows, batch, scores, totals)
 
     def sum_gradients(self) -> None:
         """Sum gradients over ranks: the denominators are global already, so nothing is averaged."""
@@ -328,7 +339,6 @@ def observe(
         totals[f"count:{name}"] += values.numel()
 
     logprob = rows.logprob
-    totals["sum:tokens"] += batch.tokens
     add("entropy", rows.entropy)
     sampled = ~batch.sampled_logprob.isnan()
     mismatch = (logprob - batch.sampled_logprob)[sampled].abs()

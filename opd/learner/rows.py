@@ -219,7 +219,8 @@ def student_rows(
     for name, loss in of_states.items():
         index = scales[name].nonzero().squeeze(-1)
         theirs = {view: scores[view].hidden[index] for view in loss.views}
-        per_token, observed = loss.states(hidden[index], batch.rows(index), theirs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            per_token, observed = loss.states(hidden[index], batch.rows(index), theirs)
         total = total + (scales[name][index] * per_token).sum()
         columns.note(name, index, per_token, observed)
     student = columns.of("student")

@@ -33,7 +33,13 @@ class Loss(ABC):
     """Something to minimise, per token."""
 
     choices: ClassVar[Mapping[str, str]] = {
+        "HiddenInformation": "opd.objective.hidden_loss:HiddenInformation",
+        "HiddenSquares": "opd.objective.hidden_loss:HiddenSquares",
+        "PassedBack": "opd.objective.sequence_loss:PassedBack",
+        "Preference": "opd.objective.sequence_loss:Preference",
+        "ReturnToGo": "opd.objective.sequence_loss:ReturnToGo",
         "SequencePolicyGradient": "opd.objective.sequence_loss:SequencePolicyGradient",
+        "SuccessClassifier": "opd.objective.sequence_loss:SuccessClassifier",
     }
 
     @property
@@ -243,6 +249,28 @@ class SampledReverseKL(TokenLoss):
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
         return loss, observed
+
+
+@part
+class Contrast(TokenLoss):
+    """max(0, margin + |log s - log q+| - |log s - log q-|) on taken tokens: nearer to one view than
+    to another that must not be followed. arXiv 2605.06597."""
+
+    view: str
+    negative: str
+    margin: Annotated[float, Field(ge=0)] = 0.5
+    """Nats."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view, self.negative)
+
+    def tokens(
+        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        near = (logprob - teachers[self.view].logprob).abs()
+        far = (logprob - teachers[self.negative].logprob).abs()
+        return (self.margin + near - far).clamp(min=0), {}
 
 
 @part

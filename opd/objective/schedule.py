@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from itertools import accumulate
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -155,3 +156,21 @@ class Adaptive(Schedule):
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.value, self.fall, self.last = state["value"], state["fall"], state["last"]
+
+
+@part
+class Alternate(Schedule):
+    """`values[0]` for `lengths[0]` steps, then `values[1]` for `lengths[1]`, and so on, round and
+    round."""
+
+    values: tuple[float, ...]
+    lengths: tuple[Annotated[int, Field(gt=0)], ...]
+    """Steps."""
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.lengths) or not self.values:
+            raise ValueError("Alternate needs as many values as lengths, and at least one")
+
+    def at(self, step: int, steps: int) -> float:
+        ends = list(accumulate(self.lengths))
+        return self.values[bisect_right(ends, step % ends[-1])]

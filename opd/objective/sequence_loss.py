@@ -11,11 +11,15 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from opd.config import part
-from opd.objective.correction import LARGEST_LOG_RATIO
-from opd.objective.loss import Observed, SequenceLoss
+from opd.objective.correction import LARGEST_LOG_RATIO, ratio
+from opd.objective.loss import Observed, RowLoss, SequenceLoss
 from opd.types import Seen, Tokens
+
+TINY = 1e-8
+"""Keeps a deviation of 0 from dividing."""
 
 
 @part
@@ -43,6 +47,184 @@ class SequencePolicyGradient(SequenceLoss):
         loss = -torch.minimum(free, bounded)
         clipped = (bounded < free).detach().float()
         return loss[tokens.sequence], {"clipped": clipped[tokens.sequence]}
+
+
+@part
+class SuccessClassifier(SequenceLoss):
+    """-log sigmoid(z - d) of a success and -log sigmoid(d - z) of a failure, each class by its own
+    mean, z = beta sum(log s - log q): the policy's ratio to a view tells the two apart.
+
+    d, detached, lies midway between the classes' mean z (arXiv 2404.04656), over the update (ours;
+    2605.15113 keeps a running estimate). A class that is missing adds nothing. Average it by
+    sequence.
+    """
+
+    view: str
+    """The prior: with `Live` weights and a `Plain` view the student itself (arXiv 2605.15113)."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        score = self.beta * sequence_sums(values - teachers[self.view].logprob, tokens)
+        filled = sequence_sums(torch.ones_like(values), tokens) > 0
+        both = filled & tokens.success, filled & ~tokens.success
+        classes = [members for members in both if members.any()]
+        means = [score.detach()[members].mean() for members in classes]
+        middle = sum(means) / max(1, len(means))
+        margin = torch.where(tokens.success, score - middle, middle - score)
+        loss = -logsigmoid(margin)
+        # The mean over all sequences is then the sum of the classes' means.
+        share = torch.zeros_like(loss)
+        for members in classes:
+            share[members] = filled.sum() / members.sum()
+        right = (margin.detach() > 0).float()
+        return (share * loss)[tokens.sequence], {"told_apart": right[tokens.sequence]}
+
+
+@part
+class Preference(SequenceLoss):
+    """-log sigmoid(beta (g - g')): of one problem's responses the first is preferred to each other,
+    g = sum(log s - log q) of a response, q a view's probability. arXiv 2305.18290.
+
+    A response without another of its problem does not count. Average it by sequence.
+    """
+
+    view: str
+    """The reference policy."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    per_token: bool = False
+    """Divide each g by its tokens. Ours."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def counts(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        filled = sequence_sums(torch.ones_like(tokens.sampled_logprob), tokens) > 0
+        same = (tokens.group[:, None] == tokens.group) & filled
+        return (same.sum(-1) > 1)[tokens.sequence]
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        total = sequence_means if self.per_token else sequence_sums
+        gain = total(values - teachers[self.view].logprob, tokens)
+        filled = sequence_sums(torch.ones_like(values), tokens) > 0
+        same = (tokens.group[:, None] == tokens.group) & filled
+        # argmax finds the first.
+        chosen = same.int().argmax(-1)
+        own = torch.arange(tokens.sequences, device=values.device)
+        rejected = (filled & (chosen != own)).float()
+        margin = self.beta * (gain[chosen] - gain)
+        pair = -logsigmoid(margin) * rejected
+        pairs = torch.zeros_like(pair).index_add(0, chosen, rejected)
+        of_chosen = torch.zeros_like(pair).index_add(0, chosen, pair) / pairs.clamp(min=1)
+        loss = torch.where(rejected > 0, pair, of_chosen)
+        observed = {"chosen_gain": gain.detach()[chosen], "preferred": (margin > 0).float()}
+        return loss[tokens.sequence], {key: v[tokens.sequence] for key, v in observed.items()}
+
+
+@part
+class ReturnToGo(SequenceLoss):
+    """-min(r R, clip(r, 1 - low, 1 + high) R), r = trained / sampling probability, R_t the rewards
+    log q - log s from token t on. arXiv 2306.08543: the gradient of a whole response's reverse KL,
+    of which SampledReverseKL keeps each token's own part only.
+    """
+
+    view: str
+    discount: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """0 keeps a token's own reward."""
+    per_token: bool = True
+    """Divide R_t by (the discounted number of) the tokens that are left: long responses gain
+    nothing by their length."""
+    whiten: bool = True
+    """Less the mean and over the deviation of all counted tokens of the update."""
+    reward_scale: Annotated[float, Field(gt=0)] = 0.5
+    """Rewards are divided by it."""
+    largest_reward: Annotated[float, Field(gt=0)] = 100.0
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
+    clip_high: Annotated[float, Field(ge=0)] = 0.2
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        gain = self.returns(values.detach(), tokens, teachers[self.view].logprob)
+        change = ratio(values, tokens.sampled_logprob)
+        bounded = change.clamp(1 - self.clip_low, 1 + self.clip_high) * gain
+        clipped = (bounded < change * gain).detach().float()
+        return -torch.minimum(change * gain, bounded), {"clipped": clipped, "return": gain}
+
+    def returns(self, logprob: Tensor, tokens: Tokens, teacher_logprob: Tensor) -> Tensor:
+        """R `[n]`, from the student's and the teacher's log-probs `[n]`."""
+        most = self.largest_reward
+        reward = ((teacher_logprob - logprob) / self.reward_scale).clamp(-most, most)
+        rate = torch.full_like(reward, self.discount)
+        gain = accumulated(reward, rate, tokens, backward=True)
+        if self.per_token:
+            gain = gain / accumulated(torch.ones_like(reward), rate, tokens, backward=True)
+        if self.whiten and gain.numel() > 1:
+            gain = (gain - gain.mean()) / (gain.std() + TINY)
+        return gain
+
+
+@part
+class PassedBack(SequenceLoss):
+    """c_t d_t of a loss d, c_1 = 1 and c_t = 1 + l_(t-1) c_(t-1), l_t = sigmoid(-sharpness (d_t -
+    mean d)), detached: what follows a stretch of low loss is supervised for it too.
+
+    The same as adding to each d_t its share l_t of what the later tokens add up to. arXiv
+    2608.06243; the mean over all counted tokens of the update is ours.
+    """
+
+    loss: RowLoss
+    sharpness: Annotated[float, Field(ge=0)] = 5.0
+    """Per nat; at 0 half of everything is passed back."""
+
+    @property
+    def inner(self) -> RowLoss:
+        return self.loss
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        loss = values.detach()
+        share = torch.sigmoid(-self.sharpness * (loss - loss.mean()))
+        factor = accumulated(torch.ones_like(loss), share, tokens, backward=False)
+        return factor * values, {"factor": factor}
+
+
+def accumulated(added: Tensor, rate: Tensor, tokens: Tokens, *, backward: bool) -> Tensor:
+    """`[n]` x_t = added_t + rate_(t-1) x_(t-1) along each sequence, x_1 = added_1, from `[n]` each;
+    backward x_t = added_t + rate_t x_(t+1), x_T = added_T."""
+    lengths = torch.bincount(tokens.sequence, minlength=tokens.sequences)
+    start = lengths.cumsum(0) - lengths
+    place = torch.arange(len(added), device=added.device) - start[tokens.sequence]
+    if backward:
+        place = lengths[tokens.sequence] - 1 - place
+    longest = int(lengths.max()) if lengths.numel() else 0
+    table = added.new_zeros(longest, tokens.sequences)
+    rates = torch.zeros_like(table)
+    table[place, tokens.sequence] = added
+    # Backward the rate stands at the token itself, forward at the one before it.
+    shifted = place if backward else place + 1
+    inside = shifted < lengths[tokens.sequence]
+    rates[shifted[inside], tokens.sequence[inside]] = rate[inside]
+    for step in range(1, longest):
+        table[step] += rates[step] * table[step - 1]
+    return table[place, tokens.sequence]
 
 
 def sequence_sums(values: Tensor, tokens: Tokens) -> Tensor:

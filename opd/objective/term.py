@@ -38,6 +38,10 @@ class Term:
     """Active terms that name the same pool share one denominator: each is its own mean times its
     share of what the pool counts, tokens or sequences as they average. arXiv 2604.02288."""
 
+    context: str = "student"
+    """The prompt behind which the policy is trained: the student's, or that of the view so named;
+    responses without that view drop out. Sampling, grading and evaluation see the student's."""
+
     @property
     def views(self) -> tuple[str, ...]:
         """The teacher views that the loss and the weights read, each once."""

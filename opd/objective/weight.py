@@ -162,3 +162,59 @@ class FirstTokens(Weight):
         if self.keep is not None:
             inside = inside & (batch.position < self.keep)
         return inside.float()
+
+
+@part
+class Position(Weight):
+    """least + (1 - least) sigmoid((f - middle) / width), f = (t - 1/2) / T of the response's own
+    length T: later tokens, whose teacher is more reliable, count more. arXiv 2605.21606.
+
+    That paper divides by the length, not by the weights: `denominator: count`.
+    """
+
+    least: Annotated[float, Field(ge=0, le=1)] = 0.25
+    middle: float = 0.3
+    """Share of the response."""
+    width: Annotated[float, Field(gt=0)] = 0.1
+    """Share of the response."""
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        length = torch.bincount(batch.sequence, minlength=batch.sequences)[batch.sequence]
+        passed = (batch.position + 0.5) / length
+        return self.least + (1 - self.least) * torch.sigmoid((passed - self.middle) / self.width)
+
+
+@part
+class Agreement(UpdateWeight):
+    """max(least, 1 / (1 + strength d)), d the variance of what several views think of the taken
+    token over its quantile in the update: where teachers disagree none is followed far.
+
+    d is held below `largest`; a token that fewer than two of the views see keeps 1. arXiv
+    2605.06597.
+    """
+
+    among: tuple[str, ...]
+    """Views."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    quantile: Annotated[float, Field(gt=0, le=1)] = 0.95
+    largest: Annotated[float, Field(gt=0)] = 10.0
+    least: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.among
+
+    def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        seen = [teachers[view] for view in self.among]
+        present = torch.stack([each.present for each in seen])
+        logprob = torch.stack([each.logprob for each in seen]) * present
+        count = present.sum(0)
+        mean = logprob.sum(0) / count.clamp(min=1)
+        squares = ((logprob - mean).square() * present).sum(0)
+        variance = squares / (count - 1).clamp(min=1)
+        judged = variance[count > 1]
+        if not len(judged):
+            return torch.ones_like(variance)
+        usual = torch.quantile(judged, self.quantile).clamp(min=torch.finfo(variance.dtype).tiny)
+        distance = (variance / usual).clamp(max=self.largest)
+        return (1 / (1 + self.strength * distance)).clamp(min=self.least)

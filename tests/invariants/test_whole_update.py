@@ -16,7 +16,13 @@ from opd.learner.whole import whole_of
 from opd.objective.divergence import ReverseKL
 from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
 from opd.objective.schedule import Constant
-from opd.objective.sequence_loss import SequencePolicyGradient
+from opd.objective.sequence_loss import (
+    PassedBack,
+    Preference,
+    ReturnToGo,
+    SequencePolicyGradient,
+    SuccessClassifier,
+)
 from opd.objective.term import Term
 from opd.objective.weight import FirstTokens
 from opd.privileged import Trajectory
@@ -78,6 +84,9 @@ def by_autograd(
     assert isinstance(loss, SequenceLoss)
     if isinstance(loss, Coupled):
         weight = weight * (batch.position != 1)
+    if isinstance(loss, Preference):
+        # The third has no view and the last no other of its problem.
+        weight = weight * (batch.sequence < 6)
     hidden = hidden_states(learner.model, batch.student)
     head = head_of(learner.model)
     student = head.logits(hidden).log_softmax(-1)
@@ -106,6 +115,10 @@ TERMS = {
     "sequence ratios": Term(
         loss=SequencePolicyGradient(clip_low=1.0, clip_high=9.0), average="sequence"
     ),
+    "classifier": Term(loss=SuccessClassifier(view="solution"), average="sequence"),
+    "preference": Term(loss=Preference(view="solution"), average="sequence"),
+    "returns": Term(loss=ReturnToGo(view="solution", clip_low=1.0, clip_high=9.0)),
+    "passed back": Term(loss=PassedBack(loss=DISTIL), average="sequence"),
     "weighted": Term(loss=Coupled(), weights=(Rank(), FirstTokens(skip=1, keep=9))),
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
-from opd.learner.batch import fill, pack, packed_rows, positions
+from opd.learner.batch import assemble, fill, pack, packed_rows, positions
 from opd.privileged import Trajectory
 from tests.students import draw_trajectories
 
@@ -93,3 +94,18 @@ def test_packed_positions_restart() -> None:
     assert ids.tolist() == [[5, 6, 7, 8, 9, 10]]
     assert positions_of.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert boundaries.tolist() == [0, 3, 4, 6]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_view_may_stand_before_the_responses(packing: bool) -> None:
+    trajectories = draw_trajectories()
+    (batch,) = pack(trajectories, tokens_per_batch=999, packing=True, pad_id=0, context="solution")
+    assert batch.context == "solution" and sorted(batch.members) == [0, 1, 3, 4, 5, 6]
+    for member, (start, end) in zip(
+        batch.members, pairwise(batch.student.boundaries.tolist()), strict=True
+    ):
+        shown = trajectories[member]
+        row = tuple(batch.student.input_ids[0, start:end].tolist())
+        assert row == shown.views["solution"] + shown.rollout.token_ids
+    with pytest.raises(AssertionError, match="lacks the view"):
+        assemble(trajectories, [2], packing=packing, pad_id=0, context="solution")

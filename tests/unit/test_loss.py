@@ -14,7 +14,14 @@ from opd.objective.clip import Clip
 from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
 from opd.objective.logits import Logits
-from opd.objective.loss import Distill, Likelihood, PolicyGradient, RowLoss, SampledReverseKL
+from opd.objective.loss import (
+    Contrast,
+    Distill,
+    Likelihood,
+    PolicyGradient,
+    RowLoss,
+    SampledReverseKL,
+)
 from opd.objective.schedule import Constant
 from opd.objective.support import Full, TopK
 from opd.objective.target import Interpolated
@@ -241,3 +248,17 @@ def test_policy_gradient_survives_a_huge_ratio() -> None:
     batch = batch_of([1], advantage=[-1.0], sampled_logprob=torch.tensor([-500.0]))
     loss, _ = PolicyGradient().tokens(logprob, batch, {})
     assert loss.item() == pytest.approx(math.exp(20), rel=1e-5)
+
+
+@pytest.mark.parametrize(("margin", "value"), [(0.5, 0.4), (0.1, 0.0), (0.0, 0.0)])
+def test_contrast_is_a_hinge_on_taken_tokens(margin: float, value: float) -> None:
+    """Numbers of arXiv 2605.06597."""
+    logprob = torch.tensor([-1.0], requires_grad=True)
+    seen = {"right": seen_of([-0.8]), "wrong": seen_of([-1.3])}
+    loss, _ = Contrast(view="right", negative="wrong", margin=margin).tokens(
+        logprob, batch_of([1]), seen
+    )
+    assert loss.item() == pytest.approx(value, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), logprob)
+    # At 0.1 the hinge is just where it bends.
+    assert margin == 0.1 or gradient.item() == pytest.approx(-2.0 if value else 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from opd.objective.schedule import Constant, Linear, Schedule, Switch, Warmup
+from opd.objective.schedule import Alternate, Constant, Linear, Schedule, Switch, Warmup
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,10 @@ def test_a_switch_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=cause):
         Switch(values=values, at_steps=at_steps)
+
+
+def test_alternate_goes_round_and_round() -> None:
+    schedule = Alternate(values=(0.0, 1.0, 2.0), lengths=(2, 1, 1))
+    assert [schedule.at(step, 99) for step in range(6)] == [0.0, 0.0, 1.0, 2.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="as many values as lengths"):
+        Alternate(values=(0.0,), lengths=(2, 1))

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from opd.objective.weight import Confidence, FirstTokens, Only, PassRate, Present, Rest, Weight
+from opd.objective.weight import (
+    Agreement,
+    Confidence,
+    FirstTokens,
+    Only,
+    PassRate,
+    Position,
+    Present,
+    Rest,
+    Weight,
+)
+from opd.types import Seen
 from tests.batches import batch_of, scores_of
 from tests.students import Rank
 
@@ -125,3 +140,38 @@ def test_weights_are_detached_finite_and_of_the_right_shape(weight: Weight) -> N
 def test_weights_name_the_views_that_they_read() -> None:
     assert Confidence(view="solution").views == ("solution",)
     assert PassRate().views == ()
+
+
+def test_position_is_a_share_of_the_responses_own_length() -> None:
+    """Numbers of arXiv 2605.21606's moderate setting."""
+    found = Position()(batch_of([10, 1]), {})
+    assert found[:3].tolist() == pytest.approx([0.306893635, 0.386819143, 0.533155502], abs=1e-6)
+    assert found[9].item() == pytest.approx(0.998874113, abs=1e-6)
+    assert found[:10].mean().item() == pytest.approx(0.771559713, abs=1e-6)
+    assert found[10].item() == pytest.approx(0.25 + 0.75 / (1 + math.exp(-2)), abs=1e-6)
+
+
+def views_of(table: Sequence[Sequence[float]], present: Tensor | None = None) -> dict[str, Seen]:
+    here = torch.ones(len(table), len(table[0]), dtype=torch.bool) if present is None else present
+    sides = zip(torch.tensor(table), here, strict=True)
+    return {f"v{n}": Seen(row, torch.zeros_like(row), mask) for n, (row, mask) in enumerate(sides)}
+
+
+def test_agreement_is_measured_by_its_quantile_in_the_update() -> None:
+    seen = views_of([[-1, -2, -1], [-1.5, -2, -1], [-0.5, -2, -9]])
+    found = Agreement(among=("v0", "v1", "v2"), quantile=0.5).over_update(batch_of([3]), seen)
+    assert found.tolist() == pytest.approx([1 / 2, 1.0, 1 / (1 + 10)], abs=1e-6)
+
+
+def test_a_token_that_fewer_than_two_views_see_keeps_its_weight() -> None:
+    present = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
+    seen = views_of([[-1, -1, -1], [-9, -2, -1], [-9, -9, -4]], present)
+    found = Agreement(among=("v0", "v1", "v2"), quantile=1.0).over_update(batch_of([3]), seen)
+    assert found.tolist() == pytest.approx([1.0, 1 / (1 + 0.5 / 3), 0.5])
+    nobody = views_of([[-1.0], [-9.0]], torch.tensor([[True], [False]]))
+    assert Agreement(among=("v0", "v1")).over_update(batch_of([1]), nobody).tolist() == [1.0]
+
+
+def test_views_that_agree_everywhere_weigh_all_tokens_alike() -> None:
+    seen = views_of([[-1.0, -2.0], [-1.0, -2.0]])
+    assert Agreement(among=("v0", "v1")).over_update(batch_of([2]), seen).tolist() == [1.0, 1.0]
