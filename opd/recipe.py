@@ -14,7 +14,7 @@ from opd.evaluation.evaluator import Protocol
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
-from opd.objective.loss import Distill, PolicyGradient
+from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
 from opd.objective.schedule import Adaptive, Between, Schedule
 from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.term import Term
@@ -122,7 +122,7 @@ class Recipe:
 
     def check_temperature(self, name: str, term: Term) -> None:
         """A correction compares log-probs, which must be of one temperature."""
-        loss = term.loss
+        loss = term.loss.inner if isinstance(term.loss, SequenceLoss) else term.loss
         if not isinstance(loss, Distill) or loss.correction is None:
             return
         if loss.temperature != self.sampling.temperature:

@@ -158,6 +158,10 @@ class Learner:
         if whole is not None:
             weights |= {n: whole.weights(term, weights[n]) for n, term in joint.items()}
         masses = self.masses(terms, weights, batches)
+        factors = {
+            name: term.coefficient.at(step, self.steps) / masses[name] if masses[name] > 0 else 0.0
+            for name, term in terms.items()
+        }
         shares = {
             name: Share(
                 term=term,
@@ -165,12 +169,7 @@ class Learner:
                 mass=masses[name],
                 weights=weights[name],
                 scales=[
-                    term.scale(weight, batch, self.max_response_tokens)
-                    * (
-                        term.coefficient.at(step, self.steps) / masses[name]
-                        if masses[name]
-                        else 0.0
-                    )
+                    factors[name] * term.scale(weight, batch, self.max_response_tokens)
                     for weight, batch in zip(weights[name], batches, strict=True)
                 ],
             )

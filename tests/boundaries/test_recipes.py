@@ -18,14 +18,17 @@ from opd.recipe import Recipe
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
 UNUSED = {
+    "Agreement": "with Contrast, for several contexts of one kind",
     "Answer": "a view to set against the whole solution",
     "ArithmeticMean": "what AlignedMean is to be set against",
+    "Contrast": "with Agreement",
     "Feedback": "the grader's words, for a model that reads English",
     "FirstOf": "with Feedback: a sibling, or else what went wrong",
     "GeometricMean": "what AlignedMean is to be set against",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "Linear": "an override of any coefficient or learning rate",
-    "Live": "the teacher that lags by nothing, to set against EMA",
+    "Preference": "for pairs, which no source yields yet",
+    "SampledReverseKL": "the cheap estimate to set against Distill",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",
     "Tempered": "a sharper or flatter teacher under any divergence",

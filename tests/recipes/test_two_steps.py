@@ -25,6 +25,8 @@ ELSEWHERE = {
         "source.path={stored}/rollouts.jsonl",
         "teacher.weights.path={stored}/scores",
     ),
+    "minillm": ("teacher.weights.path=data/tiny",),
+    "sdfpt": ("teacher.weights.path=data/tiny",),
     "rft": ("source.path={stored}/rollouts.jsonl",),
     "seqkd": ("source.path={stored}/rollouts.jsonl",),
     "paced": ("problems.limit=16",),
