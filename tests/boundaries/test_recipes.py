@@ -28,7 +28,6 @@ UNUSED = {
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "Linear": "an override of any coefficient or learning rate",
     "Preference": "for pairs, which no source yields yet",
-    "SampledReverseKL": "the cheap estimate to set against Distill",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",
     "Tempered": "a sharper or flatter teacher under any divergence",

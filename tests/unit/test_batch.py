@@ -101,9 +101,9 @@ def test_a_view_may_stand_before_the_responses(packing: bool) -> None:
     trajectories = draw_trajectories()
     (batch,) = pack(trajectories, tokens_per_batch=999, packing=True, pad_id=0, context="solution")
     assert batch.context == "solution" and sorted(batch.members) == [0, 1, 3, 4, 5, 6]
-    for member, (start, end) in zip(
-        batch.members, pairwise(batch.student.boundaries.tolist()), strict=True
-    ):
+    assert batch.student.boundaries is not None
+    ends = pairwise(batch.student.boundaries.tolist())
+    for member, (start, end) in zip(batch.members, ends, strict=True):
         shown = trajectories[member]
         row = tuple(batch.student.input_ids[0, start:end].tolist())
         assert row == shown.views["solution"] + shown.rollout.token_ids
