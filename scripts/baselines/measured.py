@@ -7,6 +7,7 @@ was killed starts again from the first step, because TRL's trainers do not keep 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +25,9 @@ from opd.learner.model import merged_weights, save_causal
 from opd.log import Log, Spent
 from opd.privileged import Problem
 from opd.problems import Stream
-from opd.recipe import Recipe, sources
+from opd.recipe import Recipe
 from opd.reward import Judge
 from opd.rollout.chat import Chat
-from opd.rollout.source import OnPolicy
 from opd.run import open_benchmark, open_sampler
 from opd.teacher.view import Shown
 from opd.types import Prompt, Rollout
@@ -203,9 +203,11 @@ def model_of(recipe: Recipe) -> str:
 
 
 def rollouts_per_problem(recipe: Recipe) -> int:
-    """1 where answers are written."""
-    counts = [s.rollouts_per_problem for s in sources(recipe.source) if isinstance(s, OnPolicy)]
-    return max(counts, default=1)
+    """1 where answers are written. Raises RecipeError where nobody knows before they are read."""
+    most = recipe.source.most_per_problem
+    if not math.isfinite(most):
+        raise RecipeError("source: a baseline samples or reads demonstrations; nothing is stored")
+    return int(most)
 
 
 def responses_per_step(recipe: Recipe) -> int:

@@ -1,0 +1,81 @@
+"""Runs of a study, one at a time; what is finished is left alone, what failed is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from opd.errors import RecipeError
+from opd.tree import first_difference, read_yaml, write_yaml
+
+from .found import is_finished, read_run
+from .plan import SCRIPTS, Run, Study, runs, trials
+
+
+def execute(study: Study) -> dict[str, str]:
+    """Run all that is missing; the learning rate of each row that tries several, but for a row
+    without a finished trial."""
+    for row in study.rows:
+        for run in trials(study, row):
+            start(run)
+    rates = chosen_rates(study)
+    for run in runs(study, rates):
+        if not study.rows[run.row].learning_rates or run.learning_rate:
+            start(run)
+    return rates
+
+
+def chosen_rates(study: Study) -> dict[str, str]:
+    """The rate of the trial with the highest held-out accuracy at any evaluation."""
+    rates: dict[str, str] = {}
+    for row in study.rows:
+        tried = [read_run(run) for run in trials(study, row) if is_finished(run)]
+        if tried:
+            best = max(tried, key=lambda found: found.best.sampled)
+            rates[row] = best.run.learning_rate
+    return rates
+
+
+def start(run: Run) -> None:
+    """Train to the end, unless that has been done. A run that fails keeps its log and is no fault
+    of the others. Raises RecipeError when the folder holds a run with other settings."""
+    if is_finished(run):
+        refuse_another(run)
+        return
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    # The scripts find `opd`, `data` and `rewards` where this repository is not installed too.
+    paths = [str(SCRIPTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with log_of(run).open("w") as log:
+        done = subprocess.run(
+            run.command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    took = f"{time.perf_counter() - began:.0f} s"
+    print(f"{run.folder.name}: {took}" + (f", failed: {fault(run)}" if done.returncode else ""))
+
+
+def log_of(run: Run) -> Path:
+    return run.folder.with_suffix(".log")
+
+
+def fault(run: Run) -> str:
+    """The last line that a run without an end has said; nothing where it has not run."""
+    if is_finished(run) or not log_of(run).exists():
+        return ""
+    lines = [line for line in log_of(run).read_text().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def refuse_another(run: Run) -> None:
+    stored = read_yaml((run.folder / "recipe.yaml").read_text(), str(run.folder))
+    planned = read_yaml(write_yaml(dict(run.tree)), "the study")
+    difference = first_difference(stored, planned)
+    if difference is not None:
+        place, then, now = difference
+        raise RecipeError(
+            f"{run.folder}: holds a run with {place}={then}, and the study has {place}={now}; "
+            "give the study another output, or delete the folder"
+        )
