@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +18,7 @@ from accelerate.utils import set_seed
 from opd.evaluation.evaluator import Measurement, before_and_after, measure
 from opd.learner.batch import pack, to_device
 from opd.learner.checkpoint import claim, library_versions
-from opd.learner.learner import Learner
+from opd.learner.learner import Learner, add_mean, over_ranks
 from opd.learner.model import save_causal
 from opd.parts import observe, tell
 from opd.privileged import Group, Problem, Trajectory
@@ -76,8 +77,10 @@ def take_steps(run: Run) -> None:
         groups = collect(run, problems, step)
         sampled = time.perf_counter()
         views = needed_views(learner, step)
-        trajectories = annotate(run, groups, views)
+        reveal = teacher.exposure.at(step, recipe.steps, recipe.seed)
+        trajectories = annotate(run, groups, views, reveal)
         record_rollouts(run, trajectories, views, step)
+        probed = probe(run, views, reveal)
         updates = []
         for share in shares(trajectories, recipe.updates_per_step):
             batches, scores = scored_batches(run, share, step)
@@ -86,7 +89,7 @@ def take_steps(run: Run) -> None:
             run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.follow(learner)
         ended = time.perf_counter()
-        update = as_one(updates)
+        update = as_one(updates, {"exposure": reveal, **probed})
         record_step(run, groups, update, sampled - started, ended - sampled)
         observe(recipe, update, groups)
         every = recipe.evaluation.every
@@ -126,8 +129,11 @@ def needed_views(learner: Learner, step: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(view for term in terms for view in term.views), *behind]))
 
 
-def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Trajectory]:
-    """Judged rollouts with their advantage and what the teacher reads before them.
+def annotate(
+    run: Run, groups: Sequence[Group], views: Sequence[str], reveal: float = 1.0
+) -> list[Trajectory]:
+    """Judged rollouts with their advantage and what the teacher reads before them, of references
+    the share `reveal`.
 
     A rollout without a verdict is left out, and one that the recipe does not select. A teacher
     prompt that leaves no room for its response counts as absent: nothing is cut.
@@ -141,15 +147,22 @@ def annotate(run: Run, groups: Sequence[Group], views: Sequence[str]) -> list[Tr
         ):
             if verdict.status == "no_verdict" or index not in selected:
                 continue
-            seen = run.recipe.teacher.contexts(group, index, views, run.chat)
-            room = run.context_length - len(rollout.token_ids)
-            fitting = {name: ids for name, ids in seen.items() if len(ids) <= room}
+            seen = shown(run, group, index, views, reveal)
             trajectories.append(
                 Trajectory(
-                    rollout, verdict, advantages[index], run.recipe.pass_rate.of(group), fitting
+                    rollout, verdict, advantages[index], run.recipe.pass_rate.of(group), seen
                 )
             )
     return trajectories
+
+
+def shown(
+    run: Run, group: Group, index: int, views: Sequence[str], reveal: float
+) -> dict[str, tuple[int, ...]]:
+    """View name to the teacher's prompt before a rollout, where it leaves room for it."""
+    seen = run.recipe.teacher.contexts(group, index, views, run.chat, reveal)
+    room = run.context_length - len(group.rollouts[index].token_ids)
+    return {name: ids for name, ids in seen.items() if len(ids) <= room}
 
 
 def shares(trajectories: Sequence[T], count: int) -> list[Sequence[T]]:
@@ -167,18 +180,48 @@ def scored_batches(
     batches: list[Batch] = []
     scores: list[dict[str, Scores]] = []
     for context, terms in (contexts or {"student": {}}).items():
-        packed = pack(
-            trajectories,
-            tokens_per_batch=run.recipe.tokens_per_batch,
-            packing=run.recipe.packing,
-            pad_id=run.chat.pad_id,
-            context=context,
-        )
-        here = [to_device(batch, run.accelerator.device) for batch in packed]
+        here = micro_batches(run, trajectories, context)
         views = list(dict.fromkeys(view for term in terms.values() for view in term.views))
         batches += here
         scores += run.recipe.teacher.score(trajectories, here, views, run.learner)
     return batches, scores
+
+
+def micro_batches(run: Run, trajectories: Sequence[Trajectory], context: str) -> list[Batch]:
+    """Micro-batches behind the prompts of a context, on the learner's device."""
+    packed = pack(
+        trajectories,
+        tokens_per_batch=run.recipe.tokens_per_batch,
+        packing=run.recipe.packing,
+        pad_id=run.chat.pad_id,
+        context=context,
+    )
+    return [to_device(batch, run.accelerator.device) for batch in packed]
+
+
+def probe(run: Run, views: Sequence[str], reveal: float) -> dict[str, float]:
+    """What the student and the teachers think of the probe's answers: means over the tokens of all
+    ranks, nats. Nothing without a probe."""
+    if not run.probed:
+        return {}
+    mine = run.probed[run.accelerator.process_index :: run.accelerator.num_processes]
+    trajectories = [
+        Trajectory(
+            group.rollouts[0], group.verdicts[0], 0.0, 1.0, shown(run, group, 0, views, reveal)
+        )
+        for group in mine
+    ]
+    batches = micro_batches(run, trajectories, "student")
+    scores = run.recipe.teacher.score(trajectories, batches, views, run.learner)
+    totals: dict[str, float] = defaultdict(float)
+    for batch, seen in zip(batches, scores, strict=True):
+        logprob = run.learner.logprobs(batch.student, batch.target_ids)
+        add_mean(totals, "probe/nll", -logprob)
+        for view, found in seen.items():
+            if found.present.any():
+                known = found.logprob[found.present]
+                add_mean(totals, f"probe/teacher_logprob/{view}", known)
+    return over_ranks(totals)
 
 
 def evaluate(run: Run) -> list[Measurement]:

@@ -21,14 +21,16 @@ from opd.objective.term import Term
 from opd.objective.weight import PassRate
 from opd.parts import parts
 from opd.pass_rate import Measured, OfGroup, PassRates
+from opd.probe import Probe
 from opd.problems import Dataset
 from opd.reward import Reward
 from opd.rollout.engine import Engine, Sampling
 from opd.rollout.hf import HF
 from opd.rollout.source import OnPolicy, Source
 from opd.selection import Everything, Selection
+from opd.teacher.exposure import Fixed
 from opd.teacher.score import Teacher
-from opd.teacher.view import Sibling
+from opd.teacher.view import Sibling, View
 from opd.tree import joined
 
 
@@ -76,6 +78,8 @@ class Recipe:
     benchmarks: dict[str, Dataset] = field(default_factory=dict)
     """What is measured before and after training."""
     evaluation: Protocol = field(default_factory=Protocol)
+    probe: Probe | None = None
+    """Answers whose likelihood is measured at every step."""
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     sync_tolerance: Annotated[float, Field(gt=0)] = 0.05
     """Nats, on average over tokens, by which log-probs of the engine may differ from the trainer's
@@ -105,6 +109,7 @@ class Recipe:
         self.check_pools()
         self.check_siblings()
         self.check_metrics()
+        self.check_exposure()
         self.check_schedules()
         for name, term in self.terms.items():
             self.check_pass_rates(name, term)
@@ -204,6 +209,21 @@ class Recipe:
                     f"{where}.metric: {found.metric!r} is of the term {term!r}, and terms holds "
                     f"{', '.join(self.terms)}; name one of these"
                 )
+
+    def check_exposure(self) -> None:
+        """A share that changes nothing, or that learns from nothing, is a slip."""
+        exposure = self.teacher.exposure
+        views = (view for _, view in parts(self.teacher.views) if isinstance(view, View))
+        if exposure != Fixed() and not any(view.shows_share for view in views):
+            raise RecipeError(
+                "teacher.exposure: no view shows a part of its reference, so it changes nothing; "
+                "add a Solution view or drop it"
+            )
+        if exposure.reads_probe and self.probe is None:
+            raise RecipeError(
+                f"teacher.exposure: {type(exposure).__name__} learns from what a probe measures, "
+                "but there is none; set probe={}"
+            )
 
     def check_schedules(self) -> None:
         """No schedule leaves what its part can use."""

@@ -66,16 +66,16 @@ def summed_over_ranks(local: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(rank[name] for rank in ranks) for name in local}
 
 
-def as_one(updates: Sequence[Update]) -> Update:
+def as_one(updates: Sequence[Update], metrics: Mapping[str, float]) -> Update:
     """What a step's updates did together: all tokens, the largest gradient norm, the last learning
-    rate, and each metric's mean over the updates that report it."""
+    rate, and each metric's mean over the updates that report it, beside `metrics` of the step."""
     names = dict.fromkeys(name for update in updates for name in update.metrics)
     found = {n: [u.metrics[n] for u in updates if n in u.metrics] for n in names}
     return replace(
         updates[-1],
         grad_norm=max(update.grad_norm for update in updates),
         tokens=sum(update.tokens for update in updates),
-        metrics={name: sum(values) / len(values) for name, values in found.items()},
+        metrics={name: sum(values) / len(values) for name, values in found.items()} | dict(metrics),
     )
 
 

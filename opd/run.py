@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Run:
     checkpoints: Checkpoints
     log: Log
     progress: Progress
+    probed: tuple[Group, ...]
+    """What the recipe's probe watches."""
 
     @contextmanager
     def awake(self) -> Iterator[Sampler]:
@@ -172,7 +174,8 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
             f"{accelerator.num_processes} processes without a problem; raise it"
         )
     problems = recipe.source.answered(recipe.problems.problems())
-    stream = Stream(problems, recipe.seed)
+    kept = recipe.probe.kept(problems) if recipe.probe else ()
+    stream = Stream(tuple(p for p in problems if p not in kept), recipe.seed)
     stream.batch(0, recipe.problems_per_step)  # too few problems are named before models are opened
     recipe.teacher.open_views(problems)
     judge = Judge(recipe.reward, problems)
@@ -180,7 +183,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     learner = open_learner(recipe, accelerator)
     sampler = open_sampler(recipe)
     output = Path(recipe.output)
-    return Run(
+    run = Run(
         recipe=recipe,
         accelerator=accelerator,
         chat=sampler.chat,
@@ -193,7 +196,12 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         checkpoints=Checkpoints(output / "checkpoints", recipe.tree, recipe.checkpoint.keep),
         log=Log(output, accelerator, recipe),
         progress=Progress(),
+        probed=(),
     )
+    if recipe.probe is None:
+        return run
+    with run.awake() as awake:
+        return replace(run, probed=recipe.probe.groups(kept, awake, recipe.sampling, judge))
 
 
 def open_learner(recipe: Recipe, accelerator: Accelerator) -> Learner:

@@ -62,7 +62,8 @@ def example(recipe: Recipe, problem: Problem, chat: Chat) -> Trajectory:
     rollouts = tuple(as_rollout(problem, text, chat) for text in ("I do not know.", written))
     verdicts = tuple(Judge(recipe.reward, (problem,))(rollouts))
     group = Group(problem, rollouts, verdicts)
-    contexts = recipe.teacher.contexts(group, 0, tuple(recipe.teacher.views), chat)
+    reveal = recipe.teacher.exposure.at(0, recipe.steps, recipe.seed)
+    contexts = recipe.teacher.contexts(group, 0, tuple(recipe.teacher.views), chat, reveal)
     return Trajectory(rollouts[1], verdicts[1], 0.0, group.pass_rate, contexts)
 
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, cast
 
 import torch
@@ -286,18 +287,8 @@ class Learner:
     def report(
         self, step: int, learning_rate: float, norm: float, totals: Mapping[str, float]
     ) -> Update:
-        """Over all ranks: sums, means where a count stands beside the sum, and largest values."""
-        ranks: list[Mapping[str, float]] = gather_object([dict(totals)])
-        names = sorted({name for rank in ranks for name in rank})
-        found: dict[str, float] = {}
-        for name in names:
-            values = [rank[name] for rank in ranks if name in rank]
-            found[name] = max(values) if name.startswith("max:") else sum(values)
-        metrics: dict[str, float] = {}
-        for name, value in found.items():
-            kind, _, key = name.partition(":")
-            if kind != "count":
-                metrics[key] = value / max(1.0, found.get(f"count:{key}", 1.0))
+        """What the update did, over all ranks."""
+        metrics = over_ranks(totals)
         tokens = int(metrics.pop("tokens", 0))
         return Update(step, learning_rate, norm, tokens, metrics)
 
@@ -328,15 +319,33 @@ def pooled(
     return masses
 
 
+def over_ranks(totals: Mapping[str, float]) -> dict[str, float]:
+    """Sums, means where a count stands beside the sum, and largest values of all ranks."""
+    ranks: list[Mapping[str, float]] = gather_object([dict(totals)])
+    names = sorted({name for rank in ranks for name in rank})
+    found: dict[str, float] = {}
+    for name in names:
+        values = [rank[name] for rank in ranks if name in rank]
+        found[name] = max(values) if name.startswith("max:") else sum(values)
+    metrics: dict[str, float] = {}
+    for name, value in found.items():
+        kind, _, key = name.partition(":")
+        if kind != "count":
+            metrics[key] = value / max(1.0, found.get(f"count:{key}", 1.0))
+    return metrics
+
+
+def add_mean(totals: dict[str, float], name: str, values: Tensor) -> None:
+    """Let `values` count in the mean of that name."""
+    totals[f"sum:{name}"] += values.sum().item()
+    totals[f"count:{name}"] += values.numel()
+
+
 def observe(
     rows: Rows, batch: Batch, scores: Mapping[str, Scores], totals: dict[str, float]
 ) -> None:
     """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`."""
-
-    def add(name: str, values: Tensor) -> None:
-        totals[f"sum:{name}"] += values.sum().item()
-        totals[f"count:{name}"] += values.numel()
-
+    add = partial(add_mean, totals)
     logprob = rows.logprob
     add("entropy", rows.entropy)
     sampled = ~batch.sampled_logprob.isnan()

@@ -14,6 +14,7 @@ from opd.learner.learner import Learner
 from opd.learner.model import Causal, head_of
 from opd.privileged import Group, Problem, Trajectory
 from opd.rollout.chat import Chat
+from opd.teacher.exposure import Exposure, Fixed
 from opd.teacher.sweep import sweep
 from opd.teacher.view import View
 from opd.teacher.weights import Frozen, TeacherWeights
@@ -29,6 +30,8 @@ class Teacher:
     weights_by_view: dict[str, TeacherWeights] = field(default_factory=dict)
     """Of the views that other weights score; a `Plain` view under `Frozen` is an anchor, under
     `Live` the student itself. Equal weights are held once."""
+    exposure: Exposure = field(default_factory=Fixed)
+    """What share of their reference views show at a step."""
     tokens_per_batch: Annotated[int, Field(gt=0)] = 32768
     """Positions of one pass, padding included; a prompt that several responses share counts before
     each. Nothing is kept for gradients, so it may exceed the student's."""

@@ -19,6 +19,7 @@ from opd.privileged import Group, Problem
 from opd.teacher.segments import opening, segments
 from opd.types import Message, Prompt
 
+ROUNDING = 1e-9
 THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -27,6 +28,8 @@ class View(ABC):
 
     quotes_rollouts: ClassVar[bool] = False
     """Whether it shows text that a model wrote, which may spell anything."""
+    shows_share: ClassVar[bool] = False
+    """Whether it shows less of a reference where less is to be revealed."""
 
     def open(self, problems: Sequence[Problem]) -> None:  # noqa: B027
         """Take what it shows of other problems, once, before any step."""
@@ -106,20 +109,42 @@ class Shown(View):
 
 @part
 class Solution(Shown):
-    """The reference solution, or its first floor(reveal * m) of m segments.
+    """The reference solution. Of a share below 1 the first floor(reveal * m) of its m segments, and
+    the answer beside them.
 
-    arXiv 2601.18734; the wording and the segments are ours.
+    arXiv 2601.18734, in part 2605.11458; the wording and the segments are ours.
     """
 
     mark: ClassVar[str] = "solution"
+    shows_share: ClassVar[bool] = True
     template: str = (
         "$question\n\nA verified reference solution, for your eyes only:\n$solution\n\n"
         "Study why each step holds, then solve the problem in your own words, step by step."
     )
+    partial_template: str = (
+        "$question\n\nA verified reference solution, for your eyes only, that may stop early; its "
+        "final answer stands below it:\n$solution\n\nFinal answer: $answer\n\n"
+        "Study why each step holds, then solve the problem in your own words, step by step."
+    )
+    """In place of `template` where segments are left out."""
+
+    @field_validator("partial_template")
+    @classmethod
+    def holds_the_answer(cls, template: str, known: ValidationInfo) -> str:
+        asks = {"question"} if known.data.get("shows_question", True) else set[str]()
+        return checked(template, asks | {cls.mark, "answer"})
 
     def text(self, group: Group, index: int, reveal: float) -> str:
         solution = privileged_text(group, "solution")
-        return opening(solution, floor(reveal * len(segments(solution))))
+        # 0.29 * 100 is a little less than 29.
+        return opening(solution, floor(reveal * len(segments(solution)) + ROUNDING))
+
+    def written(self, group: Group, index: int, reveal: float) -> str | None:
+        shown = self.text(group, index, reveal)
+        if shown == privileged_text(group, "solution"):
+            return super().written(group, index, reveal)
+        question, answer = group.problem.prompt.question, privileged_text(group, "answer")
+        return filled(self.partial_template, question=question, solution=shown, answer=answer)
 
 
 @part
@@ -318,7 +343,8 @@ def checked(template: str, marks: set[str]) -> str:
     if not Template(template).is_valid():
         raise ValueError("a $ here starts no mark; write $$ for a dollar sign")
     if set(Template(template).get_identifiers()) != marks:
-        named = " and ".join(f"${mark}" for mark in sorted(marks, key="question".__ne__))
+        ordered = sorted(marks, key=lambda mark: (mark != "question", mark))
+        named = " and ".join(f"${mark}" for mark in ordered)
         raise ValueError(f"this template holds {named}, no more")
     return template
 

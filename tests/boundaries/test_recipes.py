@@ -26,7 +26,6 @@ UNUSED = {
     "FirstOf": "with Feedback: a sibling, or else what went wrong",
     "GeometricMean": "what AlignedMean is to be set against",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
-    "Linear": "an override of any coefficient or learning rate",
     "Preference": "for pairs, which no source yields yet",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",

@@ -30,6 +30,13 @@ TERMS = {
     "reinforce": {"loss": "PolicyGradient"},
 }
 
+TEACHER = {
+    "weights": {"name": "EMA", "decay": 0.9},
+    "views": {"solution": "Solution"},
+    "exposure": {"name": "BetaPolicy", "hold": 1, "look_ahead": 1, "decisions": 2},
+}
+PROBE = {"problems": 2, "answers": {"name": "Demonstrations", "read": "solution"}}
+
 
 def rows(folder: Path, name: str) -> list[dict[str, object]]:
     """What a run logged, without what a clock decides."""
@@ -44,7 +51,8 @@ def rows(folder: Path, name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("model", CHANGES)
 def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, model: str) -> None:
     torch.set_num_threads(1)
-    changes = {"model": {"path": str(tiny_model_dir), **CHANGES[model]}, "terms": TERMS}
+    model_of = {"path": str(tiny_model_dir), **CHANGES[model]}
+    changes = {"model": model_of, "terms": TERMS, "teacher": TEACHER, "probe": PROBE}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     summary = run(tiny_model_dir, whole, **changes)
     # What a run leaves that was killed after its second checkpoint, half way into the third step.
@@ -67,7 +75,9 @@ def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, mod
         if state.stem in ("learner", "parts"):
             assert same(torch.load(state), torch.load(parts / last / state.name))
     state = torch.load(whole / last / "parts.pt")
-    assert state.keys() == {"teacher.weights", SHARE} and state[SHARE]["value"] > 0.85
+    assert state.keys() == {"teacher.weights", "teacher.exposure", SHARE}
+    assert state[SHARE]["value"] > 0.85
+    assert state["teacher.exposure"]["policy"]["optimizer"]["state"], "no decision was learned from"
 
 
 def same(first: Any, second: Any) -> bool:

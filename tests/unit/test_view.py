@@ -163,11 +163,12 @@ def test_a_privileged_side_does_not_print() -> None:
 def test_a_solution_shows_whole_segments_only(reveal: float, shown: int) -> None:
     """floor(reveal * m) of m = 7, as in arXiv 2605.11458."""
     steps = [f"Step {n} holds. " for n in range(7)]
-    group_of = group(FAILED, privileged=Privileged(solution="".join(steps)))
-    view = Solution(template="$question|$solution")
-    messages = FirstOf(views=(view,)).messages(group_of, 0, reveal)
+    privileged = Privileged(solution="".join(steps), answer="42")
+    view = Solution(template="$question|$solution", partial_template="$question|$solution|$answer")
+    messages = FirstOf(views=(view,)).messages(group(FAILED, privileged=privileged), 0, reveal)
     assert messages is not None
-    assert messages[-1].content.partition("|")[2] == "".join(steps[:shown])
+    beside = "" if shown == 7 else "|42"
+    assert messages[-1].content.partition("|")[2] == "".join(steps[:shown]) + beside
 
 
 SIBLING = Sibling(template="right: $sibling", shows_question=False)
@@ -277,3 +278,27 @@ def test_a_worked_example_has_its_question() -> None:
     )
     alone.open([*other_problems("5"), own.problem])
     assert shown(alone, own, 0) == "s0"
+
+
+def test_what_is_shown_whole_is_shown_as_ever() -> None:
+    privileged = Privileged(solution="One. Two. Three.", answer="3")
+    view, shown_whole = Solution(partial_template="$question $solution $answer"), Solution()
+    attempts = group(FAILED, privileged=privileged)
+    assert view.messages(attempts, 0, 1.0) == shown_whole.messages(attempts, 0)
+    # No answer is asked for where none is shown.
+    assert view.messages(group(FAILED, privileged=Privileged(solution="One.")), 0) is not None
+    with pytest.raises(DataError, match=r"shows its answer"):
+        view.messages(group(FAILED, privileged=Privileged(solution="One. Two.")), 0, 0.5)
+
+
+def test_rounding_takes_no_segment_away() -> None:
+    steps = [f"Step {n} holds. " for n in range(100)]
+    privileged = Privileged(solution="".join(steps), answer="")
+    view = Solution(partial_template="$question|$solution|$answer")
+    messages = view.messages(group(FAILED, privileged=privileged), 0, 0.29)
+    assert messages is not None and messages[-1].content.count("Step") == 29
+
+
+def test_a_partial_template_holds_the_answer() -> None:
+    with pytest.raises(RecipeError, match=r"partial_template.*\$question and \$answer and \$sol"):
+        build(View, {"name": "Solution", "partial_template": "$question $solution"}, "views.hint")
