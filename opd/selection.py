@@ -25,6 +25,15 @@ class Everything(Selection):
 
 
 @part
+class Contested(Selection):
+    """All of a group in which some succeed and some do not; none of another, which has no
+    difference to learn from. arXiv 2503.14476."""
+
+    def __call__(self, group: Group) -> frozenset[int]:
+        return Everything()(group) if 0 < group.pass_rate < 1 else frozenset()
+
+
+@part
 class ShortestSuccess(Selection):
     """The success of fewest tokens, the first of several; none of a group that failed.
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opd.types import Batch, Context, Head, Scores, Seen
+from opd.privileged import Group, Privileged, Problem
+from opd.types import Batch, Context, Head, Message, Prompt, Rollout, Scores, Seen, Verdict
 
 
 def context(tokens: int) -> Context:
@@ -75,3 +76,28 @@ def seen_of(logprob: Sequence[float]) -> Seen:
     """What a teacher that is present everywhere thinks of tokens; its entropy is 0."""
     found = torch.tensor(logprob)
     return Seen(found, torch.zeros_like(found), torch.ones_like(found, dtype=torch.bool))
+
+
+def group(rewards: Sequence[float | None], lengths: Sequence[int] | None = None) -> Group:
+    """Rollouts with the given rewards, None for a grader that failed; of one token each where no
+    lengths are given."""
+    prompt = Prompt(id="0", messages=(Message(role="user", content="1+1"),))
+    rollouts = tuple(
+        Rollout(
+            prompt=prompt,
+            prompt_ids=(1,),
+            token_ids=(2,) * length,
+            logprobs=(-0.5,) * length,
+            policy_step=0,
+            finish="stop",
+            text="2",
+        )
+        for length in lengths or [1] * len(rewards)
+    )
+    verdicts = tuple(
+        Verdict(status="no_verdict", reward=1e9)
+        if reward is None
+        else Verdict(status="pass" if reward > 0 else "fail", reward=reward)
+        for reward in rewards
+    )
+    return Group(Problem(prompt=prompt, privileged=Privileged()), rollouts, verdicts)

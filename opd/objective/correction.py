@@ -26,18 +26,39 @@ class Correction(ABC):
         trained and under the sampling policy, both in nats at the sampling temperature."""
 
 
-@part
-class TruncatedImportance(Correction):
-    """min(trained / sampling probability, cap) for each token. arXiv 2601.20802.
+class Importance(Correction):
+    """Trained / sampling probability, bounded; a token that was written down, not sampled (NaN), is
+    left as it is."""
 
-    A token that was written down, not sampled (NaN), is left as it is.
-    """
+    @abstractmethod
+    def bounded(self, factor: Tensor) -> Tensor:
+        """Factors `[n]` from ratios `[n]`."""
+
+    def __call__(self, logprob: Tensor, sampled_logprob: Tensor) -> Tensor:
+        factor = ratio(logprob.detach(), sampled_logprob.detach())
+        return self.bounded(factor).masked_fill(sampled_logprob.isnan(), 1.0)
+
+
+@part
+class TruncatedImportance(Importance):
+    """min(trained / sampling probability, cap) for each token. arXiv 2601.20802."""
 
     cap: Annotated[float, Field(gt=0)] = 2.0
 
-    def __call__(self, logprob: Tensor, sampled_logprob: Tensor) -> Tensor:
-        factor = ratio(logprob.detach(), sampled_logprob.detach()).clamp(max=self.cap)
-        return factor.masked_fill(sampled_logprob.isnan(), 1.0)
+    def bounded(self, factor: Tensor) -> Tensor:
+        return factor.clamp(max=self.cap)
+
+
+@part
+class MaskedImportance(Importance):
+    """trained / sampling probability where it lies from `low` to `high`, 0 elsewhere: what another
+    policy drew far too rarely or too often teaches nothing. The bound is TRL's default."""
+
+    low: Annotated[float, Field(ge=0)] = 0.0
+    high: Annotated[float, Field(gt=0)] = 3.0
+
+    def bounded(self, factor: Tensor) -> Tensor:
+        return factor * ((factor >= self.low) & (factor <= self.high))
 
 
 def ratio(logprob: Tensor, reference: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import field, replace
 from statistics import fmean
 from typing import Annotated, Literal
 
@@ -60,3 +61,37 @@ class LeaveOneOut(Credit):
         others = len(rewards) - 1
         total = math.fsum(rewards)
         return [r - (total - r) / others if others else 0.0 for r in rewards]
+
+
+@part
+class Overlong(Credit):
+    """Another credit after too long a response has lost reward: nothing up to `buffer` tokens
+    before `limit`, 1 from `limit` on, a straight line between. arXiv 2503.14476.
+
+    Whether a response succeeded stays as it is.
+    """
+
+    limit: Annotated[int, Field(gt=0)]
+    """Tokens."""
+    buffer: Annotated[int, Field(gt=0)]
+    """Tokens."""
+    credit: Credit = field(default_factory=GroupMean)
+
+    def __post_init__(self) -> None:
+        if self.buffer > self.limit:
+            raise ValueError("the buffer of Overlong must not exceed its limit")
+
+    def advantages(self, rewards: Sequence[float]) -> list[float]:
+        return self.credit.advantages(rewards)
+
+    def __call__(self, group: Group) -> list[float]:
+        lengths = (len(rollout.token_ids) for rollout in group.rollouts)
+        verdicts = tuple(
+            replace(verdict, reward=verdict.reward - self.loss(length))
+            for verdict, length in zip(group.verdicts, lengths, strict=True)
+        )
+        return self.credit(replace(group, verdicts=verdicts))
+
+    def loss(self, tokens: int) -> float:
+        """What a response of so many tokens loses, in [0, 1]."""
+        return min(1.0, max(0.0, (tokens - self.limit + self.buffer) / self.buffer))

@@ -38,6 +38,7 @@ class Loss(ABC):
         "PassedBack": "opd.objective.sequence_loss:PassedBack",
         "Preference": "opd.objective.sequence_loss:Preference",
         "ReturnToGo": "opd.objective.sequence_loss:ReturnToGo",
+        "Corrected": "opd.objective.sequence_loss:Corrected",
         "SequencePolicyGradient": "opd.objective.sequence_loss:SequencePolicyGradient",
         "SuccessClassifier": "opd.objective.sequence_loss:SuccessClassifier",
     }
@@ -92,7 +93,7 @@ class TokenLoss(Loss):
 
     @abstractmethod
     def tokens(
-        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[N]` and metrics from the student's log-probs `[N]` (nats, at the sampling
         temperature, with gradients). Tokens must not depend on each other: they come a few at a
@@ -238,7 +239,7 @@ class SampledReverseKL(TokenLoss):
         return (self.view,)
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         excess = (logprob - teachers[self.view].logprob).detach()
         observed: Observed = {}
@@ -266,11 +267,36 @@ class Contrast(TokenLoss):
         return (self.view, self.negative)
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         near = (logprob - teachers[self.view].logprob).abs()
         far = (logprob - teachers[self.negative].logprob).abs()
         return (self.margin + near - far).clamp(min=0), {}
+
+
+@part
+class RatioReverseKL(TokenLoss):
+    """r (q / s - 1 - log(q / s)) on taken tokens, r = trained / sampling probability: at least 0.
+
+    r is not held constant: the gradient is r log(s / q) of the token's log-prob, which under the
+    sampling policy has the reverse KL's as its mean; without r it would not. arXiv 2604.10674.
+    """
+
+    view: str
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def tokens(
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        now = logprob.detach()
+        excess = now - teachers[self.view].logprob
+        drawn = ratio(now, batch.sampled_logprob)
+        value = drawn * (ratio(-excess, torch.zeros_like(excess)) - 1 + excess)
+        # Written out: where q is far above s, its two parts cancel to nothing but rounding.
+        return value + drawn * excess * (logprob - now), {}
 
 
 @part
@@ -296,7 +322,7 @@ class PolicyGradient(TokenLoss):
         return ()
 
     def tokens(
-        self, logprob: Tensor, batch: Batch, teachers: Mapping[str, Seen]
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         advantage = batch.advantage[batch.sequence]
         for reshaped in self.token_credit:

@@ -8,11 +8,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from itertools import accumulate
-from typing import Annotated, Literal, NamedTuple
+from statistics import fmean
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from opd.config import part
+from opd.errors import RecipeError
 from opd.privileged import Group
 from opd.types import Update
 
@@ -95,6 +97,21 @@ class Warmup(Schedule):
 
 
 @part
+class Trapezoid(Schedule):
+    """Rises from 0 at step 0 to `peak` at step `rise`, and falls over the last `fall` steps so that
+    it would be 0 at step `steps`. arXiv 2606.04036."""
+
+    peak: float
+    rise: Annotated[int, Field(ge=0)] = 0
+    fall: Annotated[int, Field(ge=0)] = 0
+
+    def at(self, step: int, steps: int) -> float:
+        risen = min(1.0, step / self.rise) if self.rise else 1.0
+        left = min(1.0, (steps - step) / self.fall) if self.fall else 1.0
+        return self.peak * risen * left
+
+
+@part
 class Switch(Schedule):
     """`values[0]` at first, `values[i]` from step `at_steps[i - 1]` on."""
 
@@ -174,3 +191,46 @@ class Alternate(Schedule):
     def at(self, step: int, steps: int) -> float:
         ends = list(accumulate(self.lengths))
         return self.values[bisect_right(ends, step % ends[-1])]
+
+
+@part
+class Hysteresis(Schedule):
+    """`value` while a metric is high, 0 from where it falls below `off` times what it was at first
+    until it is back at `on` times that. arXiv 2605.11609."""
+
+    value: float
+    metric: str
+    """Of an update, such as teacher_entropy/solution."""
+    settle: Annotated[int, Field(gt=0)] = 10
+    """Steps whose mean is what the metric was at first."""
+    off: Annotated[float, Field(gt=0)] = 0.93
+    on: Annotated[float, Field(gt=0)] = 1.0
+    first: list[float] = field(init=False, default_factory=list[float], repr=False, compare=False)
+    is_on: bool = field(init=False, default=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.on < self.off:
+            raise ValueError("Hysteresis goes on where it is at least as high as where it goes off")
+
+    def at(self, step: int, steps: int) -> float:
+        return self.value if self.is_on else 0.0
+
+    def observe(self, update: Update, groups: Sequence[Group]) -> None:
+        """Raises RecipeError when the update has no such metric."""
+        if self.metric not in update.metrics:
+            known = ", ".join(sorted(update.metrics))
+            raise RecipeError(
+                f"Hysteresis: no update reports {self.metric!r}; name one of these: {known}"
+            )
+        found = update.metrics[self.metric]
+        if len(self.first) < self.settle:
+            self.first.append(found)
+            return
+        share = found / fmean(self.first)
+        self.is_on = share >= (self.off if self.is_on else self.on)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": list(self.first), "is_on": self.is_on}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.first, self.is_on = list(state["first"]), state["is_on"]

@@ -6,7 +6,8 @@ Legend: `n` counted tokens, `S` sequences; a sequence that has no counted token 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from opd.config import part
-from opd.objective.correction import LARGEST_LOG_RATIO, ratio
-from opd.objective.loss import Observed, RowLoss, SequenceLoss
+from opd.objective.correction import LARGEST_LOG_RATIO, Correction, ratio
+from opd.objective.loss import Observed, RowLoss, SequenceLoss, TokenLoss
 from opd.types import Seen, Tokens
 
 TINY = 1e-8
@@ -204,6 +205,39 @@ class PassedBack(SequenceLoss):
         share = torch.sigmoid(-self.sharpness * (loss - loss.mean()))
         factor = accumulated(torch.ones_like(loss), share, tokens, backward=False)
         return factor * values, {"factor": factor}
+
+
+@part
+class Corrected(SequenceLoss):
+    """A loss of tokens, corrected by one factor a sequence: its tokens' product of trained over
+    sampling probability, or that product's geometric mean. As TRL and verl have it.
+
+    The loss itself takes the policy before the update, which is the trained one, for the one that
+    sampled. Tokens that were written down leave the factor as it is.
+    """
+
+    loss: TokenLoss
+    correction: Correction
+    of: Literal["product", "mean"] = "product"
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return self.loss.needed
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        before = values.detach()
+        reduce = sequence_sums if self.of == "product" else sequence_means
+        log_ratio = reduce((before - tokens.sampled_logprob).nan_to_num(0.0), tokens)
+        factor = self.correction(log_ratio, torch.zeros_like(log_ratio))[tokens.sequence]
+        own = replace(tokens, sampled_logprob=before)
+        per_token, observed = self.loss.tokens(values, own, teachers)
+        return per_token * factor, {**observed, "factor": factor}
 
 
 def accumulated(added: Tensor, rate: Tensor, tokens: Tokens, *, backward: bool) -> Tensor:

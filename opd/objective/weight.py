@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.objective.token_credit import mean_probability
 from opd.types import Batch, Scores, Seen, Tokens
 
 
@@ -86,13 +87,38 @@ class PassRate(Weight):
 
 @part
 class Only(Weight):
-    """1 on the responses that succeeded, or on those that did not, and 0 on the others."""
+    """1 on the responses that succeeded, on those that did not, or on those whose advantage is
+    above 0; 0 on the others."""
 
-    when: Literal["success", "failure"]
+    when: Literal["success", "failure", "gain"]
 
     def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
-        success = batch.success[batch.sequence]
-        return (success if self.when == "success" else ~success).float()
+        chosen = {
+            "success": batch.success,
+            "failure": ~batch.success,
+            "gain": batch.advantage > 0,
+        }
+        return chosen[self.when][batch.sequence].float()
+
+
+@part
+class Differing(Weight):
+    """1 on the tokens that a view finds likelier or less likely than others do on average, by more
+    than `least` nats; 0 on the others and where a side is absent. arXiv 2606.11709."""
+
+    view: str
+    against: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Their mean probability, of those that are there."""
+    least: Annotated[float, Field(ge=0)]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view, *self.against)
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        other, known = mean_probability([scores[view] for view in self.against])
+        gap = (scores[self.view].logprob - other).abs()
+        return ((gap > self.least) & known & scores[self.view].present).float()
 
 
 @part

@@ -20,7 +20,9 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
 SMALL = ("steps=2", "problems_per_step=4", "evaluation.every=0", "evaluation.samples=1")
 ELSEWHERE = {
-    "gkd": ("teacher.weights.path=data/tiny",),
+    **dict.fromkeys(
+        ("exopd", "gkd", "kdrl", "reopold", "tmopd"), ("teacher.weights.path=data/tiny",)
+    ),
     "lightning": (
         "source.path={stored}/rollouts.jsonl",
         "teacher.weights.path={stored}/scores",

@@ -9,37 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.objective.credit import Credit, GroupMean, LeaveOneOut
-from opd.privileged import Group, Privileged, Problem
-from opd.types import Message, Prompt, Rollout, Verdict
+from opd.objective.credit import Credit, GroupMean, LeaveOneOut, Overlong
+from tests.batches import group
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
-EVERY = (GroupMean(), GroupMean(ddof=0), GroupMean(scale=False), LeaveOneOut())
-
-
-def group(rewards: list[float | None]) -> Group:
-    """Rollouts with the given rewards; None for a grader that failed."""
-    prompt = Prompt(id="0", messages=(Message(role="user", content="1+1"),))
-    rollout = Rollout(
-        prompt=prompt,
-        prompt_ids=(1,),
-        token_ids=(2,),
-        logprobs=(-0.5,),
-        policy_step=0,
-        finish="stop",
-        text="2",
-    )
-    verdicts = tuple(
-        Verdict(status="no_verdict", reward=1e9)
-        if reward is None
-        else Verdict(status="pass" if reward > 0 else "fail", reward=reward)
-        for reward in rewards
-    )
-    return Group(
-        problem=Problem(prompt=prompt, privileged=Privileged()),
-        rollouts=(rollout,) * len(rewards),
-        verdicts=verdicts,
-    )
+EVERY = (
+    GroupMean(),
+    GroupMean(ddof=0),
+    GroupMean(scale=False),
+    LeaveOneOut(),
+    Overlong(limit=8, buffer=4),
+)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +74,8 @@ def test_a_missing_verdict_gets_zero_and_moves_nobody(
     advantages = credit(group([*rewards[:place], None, *rewards[place:]]))
     assert advantages.pop(place) == 0.0
     assert advantages == credit(group([*rewards]))
+
+
+def test_an_overlong_buffer_fits_its_limit() -> None:
+    with pytest.raises(ValueError, match="exceed"):
+        Overlong(limit=4, buffer=5)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from opd.objective.schedule import Alternate, Constant, Linear, Schedule, Switch, Warmup
+from opd.errors import RecipeError
+from opd.objective.schedule import (
+    Alternate,
+    Constant,
+    Hysteresis,
+    Linear,
+    Schedule,
+    Switch,
+    Trapezoid,
+    Warmup,
+)
+from opd.types import Update
 
 
 @pytest.mark.parametrize(
@@ -57,3 +68,38 @@ def test_alternate_goes_round_and_round() -> None:
     assert [schedule.at(step, 99) for step in range(6)] == [0.0, 0.0, 1.0, 2.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="as many values as lengths"):
         Alternate(values=(0.0,), lengths=(2, 1))
+
+
+def test_a_trapezoid_without_sides_is_flat() -> None:
+    assert [Trapezoid(peak=2.0).at(step, 10) for step in range(10)] == [2.0] * 10
+
+
+def seen(schedule: Hysteresis, *values: float) -> list[float]:
+    """What the schedule says after each of the values."""
+    found = []
+    for step, value in enumerate(values):
+        schedule.observe(Update(step, 0.0, 0.0, 0, {"entropy": value}), [])
+        found.append(schedule.at(step + 1, 100))
+    return found
+
+
+def test_hysteresis_goes_off_below_one_bound_and_on_above_another() -> None:
+    gate = Hysteresis(value=0.5, metric="entropy", settle=2)
+    assert seen(gate, 0.9, 1.1, 0.94, 0.92, 0.99, 1.0, 0.94) == [0.5, 0.5, 0.5, 0, 0, 0.5, 0.5]
+
+
+def test_hysteresis_goes_on_where_it_stopped() -> None:
+    whole, half = (Hysteresis(value=0.5, metric="entropy", settle=2) for _ in range(2))
+    values = [1.0, 1.0, 0.5, 0.95, 1.2, 0.8]
+    expected = seen(whole, *values)
+    first = seen(half, *values[:4])
+    again = Hysteresis(value=0.5, metric="entropy", settle=2)
+    again.load_state_dict(half.state_dict())
+    assert first + seen(again, *values[4:]) == expected
+
+
+def test_hysteresis_of_a_metric_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match="teacher_entropy/none"):
+        seen(Hysteresis(value=1.0, metric="teacher_entropy/none"), 1.0)
+    with pytest.raises(ValidationError, match="goes on"):
+        Hysteresis(value=1.0, metric="entropy", off=1.2)

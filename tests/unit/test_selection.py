@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opd.privileged import Group, Privileged, Problem
-from opd.selection import Everything, Selection, ShortestSuccess
+from opd.selection import Contested, Everything, Selection, ShortestSuccess
 from opd.types import Prompt, Rollout, Status, Verdict
 
 
@@ -29,6 +29,14 @@ def group(lengths: list[int], marks: str) -> Group:
 )
 def test_the_shortest_success_by_hand(lengths: list[int], marks: str, chosen: set[int]) -> None:
     assert ShortestSuccess()(group(lengths, marks)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("marks", "chosen"),
+    [("+-", {0, 1}), ("++", set()), ("--", set()), ("??", set()), ("+?", set())],
+)
+def test_a_contested_group_has_both(marks: str, chosen: set[int]) -> None:
+    assert Contested()(group([1, 2], marks)) == chosen
 
 
 @pytest.mark.parametrize("marks", ["+-", "?-"])

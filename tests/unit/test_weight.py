@@ -14,6 +14,7 @@ from torch import Tensor
 from opd.objective.weight import (
     Agreement,
     Confidence,
+    Differing,
     FirstTokens,
     Only,
     PassRate,
@@ -68,6 +69,8 @@ def test_weights_of_a_sequence_reach_each_of_its_tokens() -> None:
     assert PassRate()(batch, {}).tolist() == pytest.approx([0.25, 0.25, 0.1875])
     assert Only(when="success")(batch, {}).tolist() == [1, 1, 0]
     assert Only(when="failure")(batch, {}).tolist() == [0, 0, 1]
+    gains = batch_of([2, 1, 1], advantage=[0.0, 0.1, -0.1])
+    assert Only(when="gain")(gains, {}).tolist() == [0, 0, 1, 0]
 
 
 def test_confidence_falls_with_the_teachers_entropy() -> None:
@@ -93,6 +96,18 @@ def test_presence_and_what_the_failures_that_have_a_teacher_leave() -> None:
     half = Rest(of=(Confidence(view="solution"), PassRate(a=0, b=1)))
     halves = half(batch_of([1, 3], pass_rate=[1.0, 0.5]), scores)
     assert halves.tolist() == [1, 0, 0, 1]
+
+
+def test_tokens_on_which_views_differ() -> None:
+    weight = Differing(view="right", against=("wrong", "other"), least=0.5)
+    scores = {
+        "right": scores_of(4, logprob=[-1.0] * 4, present=[True, True, True, False]),
+        "wrong": scores_of(4, logprob=[-1.6, -0.4, -1.4, -9.0]),
+        "other": scores_of(4, present=[False] * 4),
+    }
+    assert weight(batch_of([4]), scores).tolist() == [1, 1, 0, 0]
+    scores["wrong"] = scores["other"]
+    assert weight(batch_of([4]), scores).tolist() == [0, 0, 0, 0]
 
 
 def test_the_rest_of_a_weight_over_the_update_is_refused() -> None:
@@ -125,6 +140,7 @@ def test_first_tokens_count_from_the_start_of_each_response(
         FirstTokens(skip=1),
         Present(view="solution"),
         Rest(of=(Present(view="solution"),)),
+        Differing(view="solution", against=("solution",), least=0.1),
     ],
     ids=repr,
 )
