@@ -29,7 +29,6 @@ UNUSED = {
     "Preference": "for pairs, which no source yields yet",
     "SkewKL": "a divergence to compare",
     "SkewReverseKL": "a divergence to compare",
-    "Tempered": "a sharper or flatter teacher under any divergence",
     "TotalVariation": "a divergence to compare",
     "Instruction": "the view of a recipe to come",
     "OtherProblem": "the view of a recipe to come",
