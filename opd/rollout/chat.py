@@ -85,7 +85,13 @@ class Chat:
         return self.pad_id in self.stop_ids
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids `[P]` of a conversation, up to where the model's answer starts."""
+        """Token ids `[P]` of a conversation, up to where the model's answer starts; one that ends
+        with words of the assistant is an answer that has begun."""
+        if messages[-1].role == "assistant":
+            begun = messages[-1].content
+            self._check_content(begun, "the assistant message")
+            more = self.tokenizer.encode(begun, add_special_tokens=False)
+            return (*self.prompt_ids(messages[:-1]), *more)
         for message in messages:
             self._check_content(message.content, f"the {message.role} message")
         text = self._render(messages, answer=True, thinking=self.thinking)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from opd.config import part
 from opd.errors import DataError
-from opd.privileged import Problem
+from opd.privileged import Group, Problem
+from opd.rollout.chat import Chat
 from opd.rollout.engine import Sampling
 from opd.rollout.judged import Judged, read_judged
 from opd.rollout.sampler import Sampler, seed_of
-from opd.types import Rollout
+from opd.teacher.view import View
+from opd.types import Prompt, Rollout
 
 
 class Source(ABC):
     """Rollouts for a step's problems."""
+
+    choices: ClassVar[Mapping[str, str]] = {
+        "HandOff": "opd.rollout.taught:HandOff",
+        "MostTaught": "opd.rollout.taught:MostTaught",
+    }
 
     @property
     def tells_logprobs(self) -> bool:
@@ -167,27 +174,145 @@ class Stored(Source):
         rollout, place = row.rollout, f"source.path: {self.path}, problem {problem.prompt.id}"
         if rollout.prompt != problem.prompt:
             raise DataError(f"{place}: it answers another question; use the dataset of that run")
-        if self.learned == "text":
-            return written(problem, rollout.text, sampler)
-        if row.chat != sampler.chat.fingerprint:
+        if self.learned != "text" and row.chat != sampler.chat.fingerprint:
             raise DataError(
                 f"{place}: its tokens are of another tokenizer or chat template than "
                 f"{sampler.chat.name}'s; set source.learned=text to encode its text anew"
             )
-        mine = replace(rollout, policy_step=-1)
-        plain = sampler.chat.prompt_ids(problem.prompt.messages)
-        if self.learned == "as_drawn" or rollout.prompt_ids == plain:
-            return mine
-        begun = () if self.learned == "plain" else rollout.prompt_ids[len(plain) :]
-        if begun and rollout.prompt_ids[: len(plain)] != plain:
+        return relearned(replace(rollout, policy_step=-1), problem, self.learned, sampler, place)
+
+    def group(self, problem: Problem) -> Group:
+        """The stored responses to a problem with their verdicts."""
+        rows = self.rows()[problem.prompt.id]
+        rollouts, verdicts = (row.rollout for row in rows), (row.verdict for row in rows)
+        return Group(problem, tuple(rollouts), tuple(verdicts))
+
+
+@part
+class InView(Source):
+    """Responses behind what a view shows, of the problem alone or of each of its stored responses:
+    the student's own samples, or stored ones. arXiv 2601.19897, where the side that sees more may
+    write, and 2604.12002, where one revises what it reads."""
+
+    view: View
+    of: Stored | None = None
+    """Responses that the view reads; null for a view that reads none."""
+    answers: Stored | None = None
+    """What is put behind each view; null draws it."""
+    rollouts_per_view: Annotated[int, Field(gt=0)] = 1
+    """Drawn ones."""
+    learned: Learned = "plain"
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.learned == "as_drawn" and self.answers is None
+
+    def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        self.view.open(problems)
+        for stored in (self.of, self.answers):
+            problems = problems if stored is None else stored.answered(problems)
+        return tuple(problems)
+
+    def collect(
+        self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
+    ) -> list[list[Rollout]]:
+        shown = [self.shown(problem, sampler.chat) for problem in problems]
+        if self.answers is None:
+            asked = [prompt for prompts in shown for prompt in prompts]
+            found = sampler.draw(asked, sampling, self.rollouts_per_view, f"train/{step}")
+        else:
+            stored = self.answers.collect(problems, sampler, sampling, step)
+            found = [
+                [moved(answer, prompt, sampler) for answer in answers]
+                for prompts, answers in zip(shown, stored, strict=True)
+                for prompt in prompts
+            ]
+        behind = iter(found)
+        return [
+            [
+                relearned(rollout, problem, self.learned, sampler, f"problem {problem.prompt.id}")
+                for _ in prompts
+                for rollout in next(behind)
+            ]
+            for problem, prompts in zip(problems, shown, strict=True)
+        ]
+
+    def shown(self, problem: Problem, chat: Chat) -> list[Prompt]:
+        """What the view makes of the problem; raises DataError when that is nothing."""
+        group = Group(problem, (), ()) if self.of is None else self.of.group(problem)
+        prompts = []
+        for index in range(max(1, len(group.rollouts))):
+            messages = self.view.messages(group, index)
+            if messages is None or (
+                self.view.quotes_rollouts and any(chat.control_token(m.content) for m in messages)
+            ):
+                continue
+            # An id of its own gives each a seed of its own.
+            prompts.append(Prompt(f"{problem.prompt.id}#{index}", messages))
+        if not prompts:
             raise DataError(
-                f"{place}: what it was drawn behind does not go on from the problem's own prompt; "
-                "set source.learned=plain"
+                f"problem {problem.prompt.id}: source.view has nothing to show of it; choose "
+                "another view or leave the problem out"
             )
-        token_ids = begun + rollout.token_ids
-        plain = sampler.render(problem.prompt, len(token_ids))
-        unknown = (math.nan,) * len(token_ids)
-        return replace(mine, prompt_ids=plain, token_ids=token_ids, logprobs=unknown)
+        return prompts
+
+
+def moved(rollout: Rollout, prompt: Prompt, sampler: Sampler) -> Rollout:
+    """The response behind another prompt, which nobody has drawn it behind."""
+    unknown = (math.nan,) * len(rollout.token_ids)
+    ids = sampler.render(prompt, len(rollout.token_ids))
+    return replace(rollout, prompt_ids=ids, logprobs=unknown)
+
+
+def relearned(
+    rollout: Rollout, problem: Problem, learned: Learned, sampler: Sampler, place: str
+) -> Rollout:
+    """A rollout that may have been drawn behind another prompt, as an answer to the problem's own.
+    Raises DataError, with the place, when it does not fit."""
+    if learned == "text":
+        return written(problem, rollout.text, sampler)
+    mine = replace(rollout, prompt=problem.prompt)
+    plain = sampler.chat.prompt_ids(problem.prompt.messages)
+    if learned == "as_drawn" or rollout.prompt_ids == plain:
+        return mine
+    begun = () if learned == "plain" else rollout.prompt_ids[len(plain) :]
+    if begun and rollout.prompt_ids[: len(plain)] != plain:
+        raise DataError(
+            f"{place}: what it was drawn behind does not go on from the problem's own prompt; "
+            "set source.learned=plain"
+        )
+    token_ids = begun + rollout.token_ids
+    plain = sampler.render(problem.prompt, len(token_ids))
+    unknown = (math.nan,) * len(token_ids)
+    return replace(mine, prompt_ids=plain, token_ids=token_ids, logprobs=unknown)
+
+
+@part
+class Both(Source):
+    """The responses of one source and then those of another, side by side in one group."""
+
+    first: Source
+    second: Source
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.first.tells_logprobs and self.second.tells_logprobs
+
+    @property
+    def most_per_problem(self) -> float:
+        return self.first.most_per_problem + self.second.most_per_problem
+
+    def authors(self) -> frozenset[str]:
+        return self.first.authors() | self.second.authors()
+
+    def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        return self.second.answered(self.first.answered(problems))
+
+    def collect(
+        self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
+    ) -> list[list[Rollout]]:
+        sides = (s.collect(problems, sampler, sampling, step) for s in (self.first, self.second))
+        return [[*first, *second] for first, second in zip(*sides, strict=True)]
 
 
 def outcome(row: Judged) -> str:

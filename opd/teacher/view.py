@@ -304,6 +304,29 @@ class Together(Shown):
 
 
 @part
+class Attempt(View):
+    """The response and a word on its verdict, with room for it to be written once more: what the
+    model has just written before it writes it again. Absent without a verdict. arXiv 2604.12002.
+
+    The wording is ours; it must be the one that the model has learned to revise by.
+    """
+
+    quotes_rollouts: ClassVar[bool] = True
+    right: str = "Restating this solution cleanly."
+    wrong: str = "This answer is wrong; starting again."
+    gap: str = "\n\n"
+    """Before and after the word."""
+
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+        verdict = group.verdicts[index]
+        if verdict.status == "no_verdict":
+            return None
+        cue = self.right if verdict.success else self.wrong
+        begun = f"{group.rollouts[index].text}{self.gap}{cue}{self.gap}"
+        return (*group.problem.prompt.messages, Message("assistant", begun))
+
+
+@part
 class FirstOf(View):
     """The first of several views that has something to say about a rollout."""
 

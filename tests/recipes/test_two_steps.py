@@ -23,6 +23,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("exopd", "gkd", "kdrl", "reopold", "tmopd"), ("teacher.weights.path=data/tiny",)
     ),
+    "dasd": ("source.of.path={stored}/rollouts.jsonl", "source.student={stored}/scores"),
     "lightning": (
         "source.path={stored}/rollouts.jsonl",
         "teacher.weights.path={stored}/scores",
@@ -30,6 +31,16 @@ ELSEWHERE = {
     "minillm": ("teacher.weights.path=data/tiny",),
     "sdfpt": ("teacher.weights.path=data/tiny",),
     "rft": ("source.path={stored}/rollouts.jsonl",),
+    "sdzero_revise": tuple(
+        f"source.{side}.{read}.path={{stored}}/rollouts.jsonl"
+        for side in ("first", "second")
+        for read in ("of", "answers")
+    ),
+    "soda": (
+        "model.path=data/tiny",
+        "source.first.path={stored}/rollouts.jsonl",
+        "source.second.path={stored}/rollouts.jsonl",
+    ),
     "seqkd": ("source.path={stored}/rollouts.jsonl",),
     "paced": ("problems.limit=16",),
     "paced_filtered": ("problems.limit=48",),

@@ -19,7 +19,7 @@ from opd.rollout.engine import Sampling
 from opd.rollout.hf import HF
 from opd.rollout.judged import Judged, read_judged, write_judged
 from opd.rollout.sampler import Sampler
-from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Stored
+from opd.rollout.source import Both, Demonstrations, InView, Mixed, OnPolicy, Stored
 from opd.types import Message, Prompt, Rollout, Verdict
 from tests.runs import run, tree
 from tests.unit.test_loop import rows
@@ -211,3 +211,73 @@ def test_a_run_on_stored_responses_draws_nothing_and_forgives_drift(
     metrics = [row["metrics"] for row in rows(tmp_path / "run", "update")]
     assert summary["generated_tokens"] == 0 and summary["learner_tokens"] > 0
     assert metrics[0]["mismatch/mean"] < 1e-4 and metrics[-1]["mismatch/mean"] > 1e-2
+
+
+def test_a_view_may_stand_before_what_is_written(sampler: Sampler) -> None:
+    """The side that sees more writes; what is learned stands behind the plain prompt."""
+    view = {"name": "Solution", "template": "$question $solution"}
+
+    def drawn(**settings: object) -> list[list[Rollout]]:
+        source = build(InView, {"view": view, **settings})
+        assert source.answered(PROBLEMS) == PROBLEMS
+        return source.collect(PROBLEMS[:2], sampler, SAMPLING, 3)
+
+    ((first,), (second,)) = drawn(learned="as_drawn")
+    shown = sampler.chat.prompt_ids((Message("user", "0? so"),))
+    assert first.prompt_ids == shown and first.prompt == PROBLEMS[0].prompt
+    assert first.policy_step == 0 and not any(map(math.isnan, first.logprobs))
+    ((plain,), _) = drawn()
+    assert plain.prompt_ids == sampler.chat.prompt_ids(PROBLEMS[0].prompt.messages)
+    assert plain.token_ids == first.token_ids and all(map(math.isnan, plain.logprobs))
+    assert plain.policy_step == 0, "it counts as drawn, and tells no mismatch"
+    twice = drawn(rollouts_per_view=2)
+    assert [len(rollouts) for rollouts in twice] == [2, 2]
+    assert len({r.token_ids for rollouts in twice for r in rollouts} | {second.token_ids}) > 2
+
+
+def test_an_attempt_is_read_and_written_again(sampler: Sampler, tmp_path: Path) -> None:
+    attempts = [judged(sampler, PROBLEMS[0], text, s) for text, s in (("a", "pass"), ("b", "fail"))]
+    unjudged = judged(sampler, PROBLEMS[0], "c", "no_verdict")
+    write_judged(tmp_path / "attempts.jsonl", [*attempts, unjudged])
+    of = {"name": "Stored", "path": str(tmp_path / "attempts.jsonl")}
+    view = {"name": "Attempt", "right": "+", "wrong": "-", "gap": " "}
+
+    def made(**settings: object) -> list[Rollout]:
+        source = build(InView, {"view": view, "of": of, **settings})
+        return source.collect(source.answered(PROBLEMS), sampler, SAMPLING, 0)[0]
+
+    plain = sampler.chat.prompt_ids(PROBLEMS[0].prompt.messages)
+    behind = [plain + sampler.chat.response_ids(text)[:-1] for text in ("a + ", "b - ")]
+    drawn = made(learned="as_drawn")
+    assert [rollout.prompt_ids for rollout in drawn] == behind
+    stream = made(learned="stream")
+    for one, other, before in zip(drawn, stream, behind, strict=True):
+        assert other.prompt_ids == plain
+        assert other.token_ids == before[len(plain) :] + one.token_ids
+    answers = {**of, "only": "success"}
+    written = made(answers=answers, learned="as_drawn")
+    response = sampler.chat.response_ids("a")
+    assert [(r.prompt_ids, r.token_ids) for r in written] == [(b, response) for b in behind]
+    assert all(math.isnan(nats) for r in written for nats in r.logprobs)
+    assert {r.policy_step for r in written} == {-1}
+
+
+def test_a_view_with_nothing_to_say_is_named(sampler: Sampler, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_judged(path, [judged(sampler, PROBLEMS[0], "c", "no_verdict")])
+    of = {"name": "Stored", "path": str(path)}
+    source = build(InView, {"view": "Attempt", "of": of})
+    with pytest.raises(DataError, match=r"problem p0: source\.view has nothing to show"):
+        source.collect(PROBLEMS[:1], sampler, SAMPLING, 0)
+
+
+def test_both_lays_one_source_before_the_other(sampler: Sampler, tmp_path: Path) -> None:
+    first = stored(tmp_path, *(judged(sampler, PROBLEMS[i], "a") for i in (0, 1)))
+    second = stored(tmp_path, *(judged(sampler, PROBLEMS[i], "b") for i in (1, 2)))
+    both = Both(first=first, second=second)
+    assert both.answered(PROBLEMS) == PROBLEMS[1:2] and both.authors() == {"weights"}
+    ((one, other),) = both.collect(PROBLEMS[1:2], sampler, SAMPLING, 0)
+    assert (one.text, other.text) == ("a", "b")
+    assert both.most_per_problem == math.inf and both.tells_logprobs
+    assert Both(first=OnPolicy(), second=Demonstrations()).most_per_problem == 2
+    assert not Both(first=OnPolicy(), second=Demonstrations()).tells_logprobs
