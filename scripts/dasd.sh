@@ -10,14 +10,15 @@ stored=runs/stored better=model.path=runs/quickstart/model
 opd train quickstart # the better model
 for stage in cold:0.6 warm:1.0; do
   name=${stage%:*} heat=sampling.temperature=${stage#*:}
-  new "$stored/$name.jsonl" sample sdpo "$better" "$heat" --problems 2400 --to "$stored/$name.jsonl"
+  new "$stored/$name.jsonl" sample grpo "$better" "$heat" source.rollouts_per_problem=4 \
+    --problems 2400 --to "$stored/$name.jsonl"
   opd score dasd "$heat" --rollouts "$stored/$name.jsonl" --to "$stored/$name" # by the student
 done
 opd train dasd source.of.path="$stored/cold.jsonl" source.student="$stored/cold" \
   output=runs/dasd_cold "$@"
 opd train dasd model.path=runs/dasd_cold/model output=runs/dasd_warm "$@"
 
-new "$stored/student.jsonl" sample sdpo model.path=runs/dasd_warm/model --problems 2400 \
+new "$stored/student.jsonl" sample grpo model.path=runs/dasd_warm/model --problems 2400 \
   --to "$stored/student.jsonl"
 new "$stored/handed.jsonl" sample quickstart "$better" --problems 2400 --to "$stored/handed.jsonl" \
   "source={name: HandOff, of: {name: Stored, path: $stored/student.jsonl, only: failure}}"

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "minillm": ("teacher.weights.path=data/tiny",),
     "sdfpt": ("teacher.weights.path=data/tiny",),
     "rft": ("source.path={stored}/rollouts.jsonl",),
+    "sdzero": ("model.path=data/tiny",),
     "sdzero_revise": tuple(
         f"source.{side}.{read}.path={{stored}}/rollouts.jsonl"
         for side in ("first", "second")

@@ -1,0 +1,52 @@
+"""A reviser that teaches: half of each divergence on the entries that it holds likeliest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opd.config import build, load_recipe
+from opd.learner.batch import build_context
+from opd.objective.logits import Logits
+from opd.objective.loss import Distill
+from opd.objective.support import TopK
+from opd.recipe import Recipe
+from opd.rollout.source import Both, InView
+
+TEACHER, STUDENT = (0.7, 0.2, 0.1), (0.4, 0.4, 0.2)
+RECIPE = build(Recipe, load_recipe("sdzero"))
+
+
+def loss(name: str) -> float:
+    """A term's share in the loss of one token, two entries of which the teacher holds likeliest."""
+    term = RECIPE.terms[name]
+    distil = term.loss
+    assert isinstance(distil, Distill) and isinstance(distil.support, TopK)
+    two = replace(distil, support=replace(distil.support, size=2))
+    student, teacher = (Logits(torch.tensor([side]).log()) for side in (STUDENT, TEACHER))
+    zero = torch.zeros(1)
+    found, _ = two.rows(student, zero.long(), zero, {"attempt": teacher})
+    return term.coefficient.at(0, 75) * found.item()
+
+
+def test_half_of_each_divergence() -> None:
+    assert 2 * loss("forward") == pytest.approx(0.163440982, abs=1e-6)
+    assert 2 * loss("reverse") == pytest.approx(0.184548732, abs=1e-6)
+    assert loss("forward") + loss("reverse") == pytest.approx(0.173994857, abs=1e-6)
+
+
+def test_lengths_of_an_attempt_that_is_scored() -> None:
+    """10 tokens of prompt, 6 of response, 4 between: the places 20 to 25 of 26 are compared."""
+    context = build_context([tuple(range(20))], [tuple(range(6))], packing=False, pad_id=0)
+    assert context.input_ids.shape == (1, 26)
+    assert context.predict_at.tolist() == [19, 20, 21, 22, 23, 24]
+
+
+def test_the_teacher_speaks_as_it_has_learned_to() -> None:
+    """Both phases read the same cues, and the second starts where the first ends."""
+    first = build(Recipe, load_recipe("sdzero_revise"))
+    assert isinstance(first.source, Both) and isinstance(first.source.first, InView)
+    assert RECIPE.teacher.views == {"attempt": first.source.first.view}
+    assert RECIPE.model.path == f"{first.output}/model"
