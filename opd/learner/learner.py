@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opd.config import part
 from opd.errors import NumericError
-from opd.learner.model import Causal, Model, head_of, hidden_states, merged_weights
+from opd.learner.model import Causal, Model, head_of, hidden_states, layer_states, merged_weights
 from opd.learner.rows import Rows, TakenLogprob, student_rows
 from opd.learner.whole import Whole, whole_of
 from opd.objective.loss import Loss, SequenceLoss
@@ -213,7 +213,7 @@ class Learner:
         for number, pair in enumerate(pairs):
             asked = {name: (shares[name].scales[number] != 0).float() for name in losses}
             with torch.no_grad():
-                rows = self.rows(*pair, inner, asked)
+                rows = self.rows(*pair, inner, asked, {n: shares[n].term.exit for n in losses})
             for name in losses:
                 values[name].append(rows.losses[name])
         found: dict[str, Share] = {}
@@ -235,14 +235,28 @@ class Learner:
         scores: Mapping[str, Scores],
         losses: Mapping[str, Loss],
         scales: Mapping[str, Tensor],
+        exits: Mapping[str, int | None],
     ) -> Rows:
-        """One pass of the student over a micro-batch."""
+        """One pass of the student over a micro-batch; each loss is of the layer in `exits`."""
+        early = {layer for layer in exits.values() if layer is not None}
         with self.recipe.autocast(self.accelerator.device):
-            hidden = hidden_states(self.model, batch.student)
+            states = layer_states(self.model, batch.student, sorted(early))
             head = head_of(self.model)
-            found = student_rows(hidden, head, batch, scores, losses, scales, self.temperature)
+            found: dict[int | None, Rows] = {}
+            for layer, hidden in states.items():
+                here = {name: loss for name, loss in losses.items() if exits[name] == layer}
+                asked = {name: scales[name] for name in here}
+                found[layer] = student_rows(
+                    hidden, head, batch, scores, here, asked, self.temperature
+                )
         # Anchors the graph: a micro-batch whose terms are all empty still yields gradients of zero.
-        return replace(found, total=found.total + hidden.sum() * 0.0)
+        anchor = sum(hidden.sum() * 0.0 for hidden in states.values())
+        return replace(
+            found[None],
+            total=sum(rows.total for rows in found.values()) + anchor,
+            losses={n: of for rows in found.values() for n, of in rows.losses.items()},
+            observed={n: of for rows in found.values() for n, of in rows.observed.items()},
+        )
 
     def backward(
         self,
@@ -255,7 +269,8 @@ class Learner:
         """Add the gradient of one micro-batch; add what it observed to `totals`."""
         losses = {name: share.loss for name, share in shares.items()}
         scales = {name: share.scales[number] for name, share in shares.items()}
-        rows = self.rows(batch, scores, losses, scales)
+        exits = {name: share.term.exit for name, share in shares.items()}
+        rows = self.rows(batch, scores, losses, scales, exits)
         rows.total.backward()
         for name, share in shares.items():
             weight, mass = share.weights[number], share.mass

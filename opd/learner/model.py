@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from importlib.util import find_spec
@@ -202,23 +202,38 @@ def head_of(model: Causal) -> Head:
 
 
 def hidden_states(model: Causal, context: Context) -> Tensor:
-    """`[N, D]` outputs of the backbone at the positions that predict the action tokens.
+    """`[N, D]` outputs of the backbone at the positions that predict the action tokens."""
+    return layer_states(model, context, ())[None]
 
-    Right padding needs no mask under causal attention; packing passes its boundaries.
+
+def layer_states(
+    model: Causal, context: Context, exits: Collection[int]
+) -> dict[int | None, Tensor]:
+    """`[N, D]` that predict the action tokens: under None what the last layer gives to the head,
+    and under each of `exits` (from 1) what that layer would give if it were the last.
+
+    Right padding needs no mask under causal attention; packing passes its boundaries. Raises
+    RecipeError where there is no such layer.
     """
     causal = causal_of(model)
     backbone = backbone_of(causal)
-    if context.boundaries is None:
-        output = backbone(input_ids=context.input_ids, use_cache=False)
-    else:
-        output = backbone(
-            input_ids=context.input_ids,
-            position_ids=context.position_ids,
-            use_cache=False,
-            **packed_inputs(causal, context.boundaries),
-        )
-    hidden: Tensor = output.last_hidden_state
-    return hidden.flatten(0, 1)[context.predict_at]
+    packed = {}
+    if context.boundaries is not None:
+        packed = {"position_ids": context.position_ids}
+        packed |= packed_inputs(causal, context.boundaries)
+    output = backbone(
+        input_ids=context.input_ids, use_cache=False, output_hidden_states=bool(exits), **packed
+    )
+    states: dict[int | None, Tensor] = {None: output.last_hidden_state}
+    for layer in exits:
+        if layer >= causal.config.num_hidden_layers or not hasattr(backbone, "norm"):
+            raise RecipeError(
+                f"terms: exit {layer} is no layer before the last of {type(causal).__name__}, "
+                f"which has {causal.config.num_hidden_layers}, or no `norm` follows its last; "
+                "choose a lower one, or another model"
+            )
+        states[layer] = cast("nn.Module", backbone.norm)(output.hidden_states[layer])
+    return {layer: of.flatten(0, 1)[context.predict_at] for layer, of in states.items()}
 
 
 def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:

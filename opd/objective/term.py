@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
@@ -41,6 +42,10 @@ class Term:
     context: str = "student"
     """The prompt behind which the policy is trained: the student's, or that of the view so named;
     responses without that view drop out. Sampling, grading and evaluation see the student's."""
+
+    exit: Annotated[int, Field(gt=0)] | None = None
+    """The layer (from 1) whose states are given to the head, through the last norm, in place of the
+    last one's: an early exit that is trained beside the whole. Null is the last."""
 
     @property
     def views(self) -> tuple[str, ...]:

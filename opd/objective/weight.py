@@ -19,6 +19,10 @@ from opd.objective.token_credit import mean_probability
 from opd.types import Batch, Scores, Seen, Tokens
 
 
+ROUNDING = 1e-8
+"""Variance of log-probs, nats squared, below which views differ by rounding alone."""
+
+
 class Weight(ABC):
     """A number per action token."""
 
@@ -241,6 +245,6 @@ class Agreement(UpdateWeight):
         judged = variance[count > 1]
         if not len(judged):
             return torch.ones_like(variance)
-        usual = torch.quantile(judged, self.quantile).clamp(min=torch.finfo(variance.dtype).tiny)
+        usual = torch.quantile(judged, self.quantile).clamp(min=ROUNDING)
         distance = (variance / usual).clamp(max=self.largest)
         return (1 / (1 + self.strength * distance)).clamp(min=self.least)

@@ -18,10 +18,8 @@ from opd.recipe import Recipe
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
 UNUSED = {
-    "Agreement": "with Contrast, for several contexts of one kind",
     "Answer": "a view to set against the whole solution",
     "ArithmeticMean": "what AlignedMean is to be set against",
-    "Contrast": "with Agreement",
     "Feedback": "the grader's words, for a model that reads English",
     "FirstOf": "with Feedback: a sibling, or else what went wrong",
     "GeometricMean": "what AlignedMean is to be set against",
@@ -31,7 +29,6 @@ UNUSED = {
     "SkewReverseKL": "a divergence to compare",
     "TotalVariation": "a divergence to compare",
     "Instruction": "the view of a recipe to come",
-    "OtherProblem": "the view of a recipe to come",
     "Partial": "the view of a recipe to come",
     "ShortestSuccess": "the selection of a recipe to come",
     "Together": "the view of a recipe to come",

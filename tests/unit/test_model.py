@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from opd.learner.model import (
     Model,
     head_of,
     hidden_states,
+    layer_states,
     merged_weights,
     parameter_count,
     save_causal,
@@ -134,3 +136,17 @@ def test_entropy_by_hand() -> None:
     # logits (3, 0, 0) at temperature 2
     hot, _ = Head(torch.eye(3)).score(torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0]), 2.0)
     assert hot.exp().item() == pytest.approx(0.691438, abs=1e-6)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_last_norm_follows_an_exit(tiny_model_dir: Path, packing: bool) -> None:
+    model = Model(path=str(tiny_model_dir)).open(torch.device("cpu"))
+    context = build_context([(5, 6), (7,)], [(8, 9), (4, 3, 5)], packing=packing, pad_id=0)
+    states = layer_states(model, context, (1,))
+    assert torch.equal(states[None], hidden_states(model, context))
+    shallow = deepcopy(model)
+    shallow.model.layers = shallow.model.layers[:1]  # pyright: ignore
+    shallow.config.num_hidden_layers = 1
+    torch.testing.assert_close(states[1], hidden_states(shallow, context))
+    with pytest.raises(RecipeError, match="exit 9 is no layer before the last"):
+        layer_states(model, context, (9,))

@@ -1,0 +1,114 @@
+"""Numbers of arXiv 2605.06597's switches, and all of them off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd.objective.clip import clipped_rows
+from opd.objective.hidden_loss import HiddenSquares
+from opd.objective.loss import Contrast
+from opd.objective.schedule import Constant
+from opd.objective.term import Term
+from opd.objective.weight import Agreement
+from opd.teacher.weights import EMA
+from opd.types import Seen
+from tests.batches import batch_of, seen_of
+from tests.students import distance, draw_trajectories, open_student, recipe_terms, update_of
+
+THOUGHT = ([-1.0, -2.0], [-1.5, -2.0], [-0.5, -2.0])
+"""What three contexts think of two tokens."""
+
+
+def agreement(**changes: float) -> Tensor:
+    """The recipe's weights of the two tokens."""
+    weight = recipe_terms("unisd")["distil"].weights[0]
+    assert isinstance(weight, Agreement)
+    seen = {view: seen_of(row) for view, row in zip(weight.among, THOUGHT, strict=True)}
+    return replace(weight, **changes).over_update(batch_of([2]), seen)
+
+
+def test_contexts_that_disagree_weigh_less() -> None:
+    assert agreement().tolist() == pytest.approx([0.998948, 1.0], abs=1e-6)
+    assert agreement(strength=1.0).tolist() == pytest.approx([0.487179, 1.0], abs=1e-6)
+    assert agreement(strength=0.0).tolist() == [1.0, 1.0]
+    assert agreement(strength=1e9).tolist() == pytest.approx([0.01, 1.0])
+
+
+@pytest.mark.parametrize("weights", [(0.487179487, 1.0), (0.5, 0.5), (1.0, 1.0)])
+def test_a_response_is_a_weighted_mean(weights: tuple[float, float]) -> None:
+    """A weight that is the same for all tokens cancels."""
+    term: Term = recipe_terms("unisd")["distil"]
+    batch, weight = batch_of([2]), torch.tensor(weights)
+    value = term.numerator(torch.tensor([0.3, 0.1]), weight, batch, 8) / term.mass(weight, batch, 8)
+    expected = 0.165517 if weights[1] != weights[0] else 0.2
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("margin", "value"), [(0.5, 0.4), (0.1, 0.0)])
+def test_the_hinge(margin: float, value: float) -> None:
+    loss = recipe_terms("unisd")["keep_away"].loss
+    assert isinstance(loss, Contrast) and loss.margin == 0.1
+    seen = {"solution": seen_of([-0.8]), "failure": seen_of([-1.3])}
+    found, _ = replace(loss, margin=margin).tokens(torch.tensor([-1.0]), batch_of([1]), seen)
+    assert found.item() == pytest.approx(value, abs=1e-6)
+
+
+def test_feature_matching_and_the_clip_of_whole_tokens() -> None:
+    loss = recipe_terms("unisd")["feature"].loss
+    assert isinstance(loss, HiddenSquares)
+    hidden = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    squares, _ = loss.states(hidden, batch_of([1]), {"solution": torch.ones(1, 4)})
+    assert squares.item() == pytest.approx(3.5)
+    capped, _ = clipped_rows(torch.tensor([0.2, 12.0]), "token_cap", 10.0)
+    assert capped.mean().item() == pytest.approx(5.1)
+
+
+def test_the_teacher_moves_every_ten_steps(tiny_model_dir: Path) -> None:
+    """From 1 towards 2 it gets to 1.02."""
+    learner, teacher = open_student(tiny_model_dir), EMA(decay=0.98, every=10)
+    teacher.setup(learner)
+    with torch.no_grad():
+        for theirs, mine in zip(
+            learner.model.parameters(), teacher.average.parameters(), strict=True
+        ):
+            theirs.fill_(2.0)
+            mine.fill_(1.0)
+    seen = []
+    for _ in range(10):
+        teacher.follow(learner)
+        seen.append(next(iter(teacher.average.parameters())).flatten()[0].item())
+    assert seen == pytest.approx([1.0] * 9 + [1.02])
+
+
+def test_contexts_that_agree_and_no_extras_are_plain_distillation(tiny_model_dir: Path) -> None:
+    terms = recipe_terms("unisd")
+    distil = terms["distil"]
+    views = ("first", "second", "third", "failure")
+    trajectories = [
+        replace(t, views={**t.views, **dict.fromkeys(views, (7, 8, 9))})
+        for t in draw_trajectories()
+    ]
+    off = {name: replace(term, coefficient=Constant(value=0.0)) for name, term in terms.items()}
+    alike = {**off, "distil": replace(distil, weights=(replace(distil.weights[0], strength=9.0),))}
+    plain = {"distil": Term(loss=distil.loss, average="sequence")}
+    found = [update_of(tiny_model_dir, each, trajectories) for each in (alike, plain, terms)]
+    # Equal contexts differ by rounding.
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert distance(found[0][1], found[1][1]) < 1e-4 < distance(found[2][1], found[1][1])
+
+
+def test_a_view_that_is_absent_leaves_the_others_to_agree() -> None:
+    weight = Agreement(among=("first", "second", "third"), strength=1.0)
+    here = torch.ones(2, dtype=torch.bool)
+    seen = {
+        view: Seen(torch.tensor(row), torch.zeros(2), here if n else ~here)
+        for n, (view, row) in enumerate(zip(weight.among, THOUGHT, strict=True))
+    }
+    # The variance of two values 1 apart, over 0.95 of itself.
+    expected = 1 / (1 + 0.5 / (0.95 * 0.5))
+    assert weight.over_update(batch_of([2]), seen).tolist() == pytest.approx([expected, 1.0])
