@@ -18,7 +18,6 @@ from opd.config import part
 from opd.objective.token_credit import mean_probability
 from opd.types import Batch, Scores, Seen, Tokens
 
-
 ROUNDING = 1e-8
 """Variance of log-probs, nats squared, below which views differ by rounding alone."""
 

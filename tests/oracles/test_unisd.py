@@ -94,7 +94,7 @@ def test_contexts_that_agree_and_no_extras_are_plain_distillation(tiny_model_dir
         for t in draw_trajectories()
     ]
     off = {name: replace(term, coefficient=Constant(value=0.0)) for name, term in terms.items()}
-    alike = {**off, "distil": replace(distil, weights=(replace(distil.weights[0], strength=9.0),))}
+    alike = {**off, "distil": replace(distil, weights=(Agreement(among=views[:3], strength=9.0),))}
     plain = {"distil": Term(loss=distil.loss, average="sequence")}
     found = [update_of(tiny_model_dir, each, trajectories) for each in (alike, plain, terms)]
     # Equal contexts differ by rounding.
