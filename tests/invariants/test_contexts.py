@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Frozen
 from opd.types import Update
-from tests.runs import tree
+from tests.runs import run, tree
 from tests.students import distance, draw_trajectories, gradients, open_student
 
 
@@ -138,3 +139,26 @@ def test_a_context_is_a_view_of_the_teacher(tmp_path: Path) -> None:
     terms = {"behind": {"loss": "Likelihood", "context": "solved"}}
     with pytest.raises(RecipeError, match=r"terms\.behind: it reads the view 'solved'"):
         build(Recipe, tree(tmp_path, tmp_path, terms=terms))
+
+
+def test_steps_may_train_one_context_and_then_the_other(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    distil = {"name": "Distill", "target": "solution", "divergence": "ReverseKL"}
+    classify = {"name": "SuccessClassifier", "view": "plain"}
+    solution = {"name": "Solution", "template": "$question $solution"}
+    terms = {
+        "own": {"loss": distil, "coefficient": turn(1, 0)},
+        "behind": {"loss": classify, "context": "solution", "coefficient": turn(0, 1)},
+    }
+    teacher = {"weights": "Live", "views": {"solution": solution, "plain": "Plain"}}
+    run(tiny_model_dir, tmp_path / "run", terms=terms, teacher=teacher, steps=2, packing=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row["metrics"] for row in map(json.loads, lines) if row["kind"] == "update"]
+    assert ["loss/own" in row for row in rows] == [True, False]
+    assert ["loss/behind" in row for row in rows] == [False, True]
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def turn(first: float, second: float) -> dict[str, object]:
+    return {"name": "Alternate", "values": [first, second], "lengths": [1, 1]}

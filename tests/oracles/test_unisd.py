@@ -94,12 +94,12 @@ def test_contexts_that_agree_and_no_extras_are_plain_distillation(tiny_model_dir
         for t in draw_trajectories()
     ]
     off = {name: replace(term, coefficient=Constant(value=0.0)) for name, term in terms.items()}
-    alike = {**off, "distil": replace(distil, weights=(Agreement(among=views[:3], strength=9.0),))}
+    alike = {**off, "distil": replace(distil, weights=(Agreement(among=views[:3], strength=1.0),))}
     plain = {"distil": Term(loss=distil.loss, average="sequence")}
     found = [update_of(tiny_model_dir, each, trajectories) for each in (alike, plain, terms)]
     # Equal contexts differ by rounding.
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert distance(found[0][1], found[1][1]) < 1e-4 < distance(found[2][1], found[1][1])
+    assert distance(found[0][1], found[1][1]) < 1e-3 < distance(found[2][1], found[1][1])
 
 
 def test_a_view_that_is_absent_leaves_the_others_to_agree() -> None:
