@@ -27,6 +27,8 @@ Decision = Literal["seen", "not seen", "not testable at this size"]
 Findings = Mapping[str, Sequence[Found]]
 """Row to its finished runs."""
 
+FEWEST_SEEDS = 2
+"""With one, nothing tells a method's doing from its seed's."""
 SHARES = ("held_out", "untouched")
 """Metrics that are accuracies, tested over seeds and problems."""
 
@@ -76,8 +78,8 @@ def judged(claim: Claim, findings: Findings, budget: Budget) -> Verdict:
     if missing:
         return untested(claim, f"no finished run of {' and '.join(missing)}")
     pairs = paired_runs(*(findings[row] for row in claim.rows))
-    if not pairs:
-        return untested(claim, "no seed that both rows have finished")
+    if len(pairs) < FEWEST_SEEDS:
+        return untested(claim, f"seeds that both rows have finished: {len(pairs)}")
     if claim.metric == "tokens":
         return of_tokens(claim, pairs)
     if claim.metric in SHARES:

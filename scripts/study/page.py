@@ -97,15 +97,19 @@ def write_page(study: Study, rates: Mapping[str, str], source: Path) -> Path:
 
 
 def gathered(study: Study, rates: Mapping[str, str]) -> tuple[Findings, list[str]]:
-    """Finished runs by row, and one line for each that is missing."""
+    """Finished runs by row, and a line for each that came to no end, with what it said last."""
     findings: dict[str, list[Found]] = {}
     faults: list[str] = []
+    missing: dict[str, list[str]] = {}
     for run in runs(study, rates):
         if is_finished(run):
             findings.setdefault(run.row, []).append(read_run(run))
+        elif last := fault(run):
+            faults.append(f"{run.folder.name}: {last}")
         else:
-            faults.append(f"{run.folder.name}: {fault(run) or 'has not been run'}")
-    return findings, faults
+            missing.setdefault(run.row, []).append(str(run.seed))
+    never = [f"{row} ({', '.join(seeds)})" for row, seeds in missing.items()]
+    return findings, [*faults, *([f"not run: {'; '.join(never)}"] if never else [])]
 
 
 def line(study: Study, findings: Findings, row: str) -> Line:

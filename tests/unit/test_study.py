@@ -189,6 +189,8 @@ def test_claims_are_decided_by_intervals_alone(study: Any, opened: Any, tmp_path
     assert "the opposite" in reasons[1] and "no room" in reasons[3] and "theirs" in reasons[4]
     # Both seeds reach 50 % after 3,000 and after 9,200 tokens: a ratio without spread.
     assert verdicts[2].difference.value == pytest.approx(3000 / 9200)
+    alone = {row: found[:1] for row, found in findings.items()}
+    assert claims.judged(verdicts[0].claim, alone, opened.budget).decision == untestable
     wide = study("paired").Difference(0.01, -0.03, 0.05, 0.5, 3)
     assert claims.decided(verdicts[0].claim, wide, 0.02, "").decision == untestable
     narrow = replace(wide, low=-0.005, high=0.015)
@@ -203,7 +205,7 @@ def test_one_page_tells_what_was_found(study: Any, opened: Any, tmp_path: Path) 
     text = path.read_text()
     table = [line for line in text.splitlines() if line.startswith("| `")]
     assert [re.match(r"\| `(\w+)`", line)[1] for line in table[:2]] == ["distilled", "reward"]  # type: ignore[index]
-    assert "theirs-seed0: no such trainer" in text and "theirs-seed1: has not been run" in text
+    assert "theirs-seed0: no such trainer" in text and "not run: theirs (1)" in text
     assert "| `distilled` | 3k, 3.1x |" in text and "| `reward` | 9k |" in text
     assert text.count("**seen**") == 2 and "{{" not in text
     html = (tmp_path / "page" / "study.html").read_text()
