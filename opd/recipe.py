@@ -17,6 +17,7 @@ from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
 from opd.objective.schedule import Adaptive, Between, Schedule
 from opd.objective.sequence_loss import SequencePolicyGradient
+from opd.objective.span_loss import SpanLoss
 from opd.objective.term import Term
 from opd.objective.weight import PassRate
 from opd.parts import parts
@@ -31,6 +32,7 @@ from opd.selection import Everything, Selection
 from opd.teacher.exposure import Fixed
 from opd.teacher.score import Teacher
 from opd.teacher.view import Sibling, View
+from opd.teacher.weights import Foreign
 from opd.tree import joined
 
 
@@ -123,6 +125,14 @@ class Recipe:
                 raise RecipeError(
                     f"terms.{name}: it reads the view {view!r}, but teacher.views holds {known}; "
                     "add the view or name one that is there"
+                )
+        of_spans = isinstance(term.loss, SpanLoss)
+        for view in term.loss.views:
+            if isinstance(self.teacher.weights_of(view), Foreign) != of_spans:
+                raise RecipeError(
+                    f"terms.{name}.loss: a teacher with a tokenizer of its own and a loss of spans "
+                    f"need each other, and of the view {view!r} only one is there; take Foreign "
+                    "weights with SortedDistance or MatchedDistance"
                 )
 
     def check_temperature(self, name: str, term: Term) -> None:

@@ -118,5 +118,8 @@ def rollout_row(run: Run, trajectory: Trajectory, views: Sequence[str]) -> dict[
         "student_logprob": student.tolist(),
         "teacher_logprob": {name: scored.logprob.tolist() for name, scored in seen.items()},
         "teacher_entropy": {name: scored.entropy.tolist() for name, scored in seen.items()},
-        "views": {name: chat.decoded(ids) for name, ids in trajectory.views.items()},
+        "views": {
+            name: run.recipe.teacher.weights_of(name).reads(chat).decoded(ids)
+            for name, ids in trajectory.views.items()
+        },
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import nan
 
 from rich.console import Console
@@ -46,8 +48,10 @@ def show(recipe: Recipe, console: Console) -> None:
     recipe.teacher.open_views(problems)
     chat = Chat.open(locate(recipe.model.path), recipe.model.thinking)
     trajectory = example(recipe, problems[0], chat)
-    show_prompts(trajectory, chat, console)
-    show_alignment(trajectory, chat, console)
+    readers = {name: recipe.teacher.weights_of(name).reads(chat) for name in trajectory.views}
+    show_prompts(trajectory, {"student": chat, **readers}, console)
+    same = {name: ids for name, ids in trajectory.views.items() if readers[name] is chat}
+    show_alignment(replace(trajectory, views=same), chat, console)
     show_room(recipe, trajectory, length, console)
 
 
@@ -81,14 +85,14 @@ def as_rollout(problem: Problem, text: str, chat: Chat) -> Rollout:
     )
 
 
-def show_prompts(trajectory: Trajectory, chat: Chat, console: Console) -> None:
+def show_prompts(trajectory: Trajectory, readers: Mapping[str, Chat], console: Console) -> None:
     """The student's prompt beside each teacher view's, as the model reads them."""
     contexts = {"student": trajectory.rollout.prompt_ids, **trajectory.views}
     table = Table(show_lines=True, title=f"problem {trajectory.rollout.prompt.id}")
     for name, ids in contexts.items():
         who = name if name == "student" else f"teacher, view {name!r}"
         table.add_column(f"{who}: {len(ids)} tokens", ratio=1)
-    table.add_row(*(Text(chat.decoded(ids)) for ids in contexts.values()))
+    table.add_row(*(Text(readers[name].decoded(ids)) for name, ids in contexts.items()))
     console.print(table)
 
 

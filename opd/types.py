@@ -122,6 +122,18 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where the tokens of a teacher with another tokenizer and the student's end together."""
+
+    length: Tensor
+    """`[N]` int64, the student's tokens of the span that ends here; 0 where none does."""
+    before: Tensor
+    """`[N]` nats, what the teacher gives its own tokens of that span but the last."""
+    shared: Tensor
+    """`[M, 2]` int64, student's and teacher's ids of vocabulary entries that are the same text."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """What a teacher thinks of a batch's action tokens, from a pass without gradients.
 
@@ -135,13 +147,15 @@ class Scores:
     present: Tensor
     """`[N]` bool."""
     target_ids: Tensor
-    """`[N]` int64, the taken tokens."""
+    """`[N]` int64, the taken tokens; of spans the teacher's last."""
     temperature: float
     """At which tokens are sampled."""
     known: tuple[Tensor, Tensor] | None = None
     """Log-probs and entropies `[N]` that were recorded; None where they follow from `hidden`."""
     listed: Listed | None = None
     """What was recorded of whole rows, in the place of `hidden`."""
+    spans: Spans | None = None
+    """Where the teacher has a tokenizer of its own: all is of spans then, at their last tokens."""
 
     @cached_property
     def logprob(self) -> Tensor:
@@ -165,7 +179,7 @@ class Scores:
         here = self.present
         found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
         logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
-        return logprob, entropy
+        return (logprob if self.spans is None else logprob + self.spans.before), entropy
 
     def rows(self, index: Tensor | slice = slice(None)) -> Seen:
         """Of some of the tokens, or of all; all are computed first, and once."""

@@ -17,8 +17,10 @@ from opd.learner.chunked import chosen_rows, fused
 from opd.learner.chunks import RowFunction
 from opd.learner.row_pairs import Compared
 from opd.learner.sides import StudentLogits
+from opd.learner.spans import span_losses
 from opd.objective.logits import ListedLogits, Logits
 from opd.objective.loss import Comparison, HiddenLoss, Loss, RowLoss, TokenLoss
+from opd.objective.span_loss import SpanLoss
 from opd.types import Batch, Listed, Observed, Scores, Seen
 
 
@@ -199,7 +201,8 @@ def student_rows(
     scales are 0 the log-probs and the entropy are computed, and no gradient.
     """
     of_states = {n: loss for n, loss in losses.items() if isinstance(loss, HiddenLoss)}
-    losses = {n: loss for n, loss in losses.items() if n not in of_states}
+    of_spans = {n: loss for n, loss in losses.items() if isinstance(loss, SpanLoss)}
+    losses = {n: s for n, s in losses.items() if n not in of_states and n not in of_spans}
     counts = torch.zeros_like(batch.target_ids, dtype=torch.bool)
     for name in losses:
         counts |= scales[name] != 0
@@ -223,6 +226,12 @@ def student_rows(
             per_token, observed = loss.states(hidden[index], batch.rows(index), theirs)
         total = total + (scales[name][index] * per_token).sum()
         columns.note(name, index, per_token, observed)
+    for name, loss in of_spans.items():
+        index = scales[name].nonzero().squeeze(-1)
+        taught = scores[loss.view]
+        found = span_losses(loss, hidden, head, batch.target_ids, taught, index, temperature)
+        total = total + (scales[name][index] * found).sum()
+        columns.note(name, index, found, {})
     student = columns.of("student")
     losses_found = columns.of("loss")
     return Rows(

@@ -35,11 +35,13 @@ class Loss(ABC):
     choices: ClassVar[Mapping[str, str]] = {
         "HiddenInformation": "opd.objective.hidden_loss:HiddenInformation",
         "HiddenSquares": "opd.objective.hidden_loss:HiddenSquares",
+        "MatchedDistance": "opd.objective.span_loss:MatchedDistance",
         "PassedBack": "opd.objective.sequence_loss:PassedBack",
         "Preference": "opd.objective.sequence_loss:Preference",
         "ReturnToGo": "opd.objective.sequence_loss:ReturnToGo",
         "Corrected": "opd.objective.sequence_loss:Corrected",
         "SequencePolicyGradient": "opd.objective.sequence_loss:SequencePolicyGradient",
+        "SortedDistance": "opd.objective.span_loss:SortedDistance",
         "SuccessClassifier": "opd.objective.sequence_loss:SuccessClassifier",
     }
 

@@ -14,10 +14,11 @@ from opd.learner.learner import Learner
 from opd.learner.model import Causal, head_of
 from opd.privileged import Group, Problem, Trajectory
 from opd.rollout.chat import Chat
+from opd.teacher.alignment import Aligned, lay_spans, with_spans
 from opd.teacher.exposure import Exposure, Fixed
 from opd.teacher.sweep import sweep
 from opd.teacher.view import View
-from opd.teacher.weights import Frozen, TeacherWeights
+from opd.teacher.weights import Foreign, Frozen, TeacherWeights
 from opd.types import Batch, Head, Scores
 
 
@@ -80,14 +81,14 @@ class Teacher:
         """View name to prompt ids for one rollout; views with nothing to say are left out."""
         contexts: dict[str, tuple[int, ...]] = {}
         for name in views:
-            view = self.views[name]
+            view, reader = self.views[name], self.weights_of(name).reads(chat)
             messages = view.messages(group, index, reveal)
             if messages is None:
                 continue
             # A student that spells out a control token must not end the run.
-            if view.quotes_rollouts and any(chat.control_token(m.content) for m in messages):
+            if view.quotes_rollouts and any(reader.control_token(m.content) for m in messages):
                 continue
-            contexts[name] = chat.prompt_ids(messages)
+            contexts[name] = reader.prompt_ids(messages)
         return contexts
 
     @torch.no_grad()
@@ -129,27 +130,38 @@ class Teacher:
         learner: Learner,
     ) -> list[Scores]:
         """The scores of each batch's action tokens behind the prompts of `view`."""
-        head = head_of(model)
+        head, weights = head_of(model), self.weights_of(view)
         scores = [unseen(batch, head, learner.temperature) for batch in batches]
-        places: dict[int, tuple[Scores, slice]] = {}
-        for batch, batch_scores in zip(batches, scores, strict=True):
+        places: dict[int, tuple[int, slice]] = {}
+        for number, batch in enumerate(batches):
             end = 0
             for member in batch.members:
                 start, end = end, end + len(trajectories[member].rollout.token_ids)
-                places[member] = batch_scores, slice(start, end)
+                places[member] = number, slice(start, end)
         asked = [member for member in places if view in trajectories[member].views]
+        responses = {member: trajectories[member].rollout.token_ids for member in asked}
+        aligned: dict[int, Aligned] = {}
+        if isinstance(weights, Foreign):
+            scores = [with_spans(found, weights.shared) for found in scores]
+            aligned = weights.aligned({member: trajectories[member].rollout for member in asked})
+            responses = {member: response.token_ids for member, response in aligned.items()}
+            asked = list(aligned)
         found = sweep(
             model,
             [trajectories[member].views[view] for member in asked],
-            [trajectories[member].rollout.token_ids for member in asked],
+            [responses[member] for member in asked],
             tokens_per_batch=self.tokens_per_batch,
             packing=any(batch.student.boundaries is not None for batch in batches),
         )
         with learner.recipe.autocast(learner.accelerator.device):
             for index, hidden in found:
-                batch_scores, place = places[asked[index]]
-                batch_scores.hidden[place] = hidden.to(head.weight.dtype)
-                batch_scores.present[place] = True
+                number, place = places[asked[index]]
+                hidden = hidden.to(head.weight.dtype)
+                if asked[index] in aligned:
+                    lay_spans(scores[number], place.start, hidden, aligned[asked[index]])
+                    continue
+                scores[number].hidden[place] = hidden
+                scores[number].present[place] = True
         return scores
 
 

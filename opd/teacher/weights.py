@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from peft import PeftModel
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from opd.config import part
+from opd.config import locate, part
 from opd.errors import RecipeError
 from opd.learner.learner import Learner
 from opd.learner.model import (
@@ -31,7 +31,10 @@ from opd.learner.model import (
     load_causal,
     silence_dropout,
 )
+from opd.rollout.chat import Chat
+from opd.teacher.alignment import Aligned, align, shared_entries
 from opd.teacher.recording import Recording
+from opd.types import Rollout
 
 
 class TeacherWeights(ABC):
@@ -56,6 +59,10 @@ class TeacherWeights(ABC):
 
     def follow(self, learner: Learner) -> None:  # noqa: B027
         """Move after one optimizer step."""
+
+    def reads(self, student: Chat) -> Chat:
+        """The tokenizer of what is scored."""
+        return student
 
 
 @part
@@ -175,18 +182,23 @@ class External(TeacherWeights):
         device = learner.accelerator.device
         stored = PRECISIONS[learner.recipe.dtype]
         model = load_causal(self.path, dtype=stored, attention=learner.recipe.attention)
-        theirs, mine = head_of(model).weight.shape[0], head_of(learner.model).weight.shape[0]
-        if theirs != mine:
-            raise RecipeError(
-                f"teacher.weights.path: {self.path} has {theirs} vocabulary entries, the student "
-                f"{mine}; choose a teacher with the student's tokenizer"
-            )
+        self.check(model, learner)
         silence_dropout(model)
         self.model = model
         nn.Module.to(model, device)
         self.model.requires_grad_(False)
         if learner.recipe.compile:
             compile_layers(model, device)
+
+    def check(self, model: Causal, learner: Learner) -> None:
+        """Raise RecipeError where the model cannot score the student's tokens."""
+        theirs, mine = head_of(model).weight.shape[0], head_of(learner.model).weight.shape[0]
+        if theirs != mine:
+            raise RecipeError(
+                f"teacher.weights.path: {self.path} has {theirs} vocabulary entries, the student "
+                f"{mine}; choose a teacher with the student's tokenizer, or the name Foreign with "
+                "a loss of spans"
+            )
 
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
@@ -222,6 +234,41 @@ class Cached(TeacherWeights):
 
     def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
         raise AssertionError("what is recorded needs no model")
+
+
+@part
+class Foreign(External):
+    """Another model with a tokenizer of its own: it reads a response in its own tokens, and is
+    compared where they and the student's end together. arXiv 2402.12030."""
+
+    spans: Literal["all", "single"] = "all"
+    """Of which spans scores are taken: of all, or of those that are one token on both sides. Ours:
+    in a longer one a teacher's merged token leaves little to the entries that both have."""
+    student: Chat = field(init=False, repr=False, compare=False)
+    chat: Chat | None = field(init=False, default=None, repr=False, compare=False)
+    shared: Tensor = field(init=False, repr=False, compare=False)
+    """`[M, 2]` ids of vocabulary entries that are the same text."""
+
+    def check(self, model: Causal, learner: Learner) -> None:
+        """Any vocabulary will do."""
+        self.student = Chat.open(locate(learner.recipe.path), learner.recipe.thinking)
+        pairs = shared_entries(self.student, self.reads(self.student))
+        self.shared = torch.tensor(pairs, device=learner.accelerator.device).view(-1, 2)
+
+    def reads(self, student: Chat) -> Chat:
+        if self.chat is None:
+            self.chat = Chat.open(locate(self.path))
+        return self.chat
+
+    def aligned(self, rollouts: Mapping[int, Rollout]) -> dict[int, Aligned]:
+        """Those that this model's tokens spell, under the same keys."""
+        found = {
+            key: align(self.student, self.reads(self.student), rollout)
+            for key, rollout in rollouts.items()
+        }
+        if self.spans == "single":
+            found = {key: one and one.single for key, one in found.items()}
+        return {key: one for key, one in found.items() if one is not None and one.groups}
 
 
 def frozen_copy(learner: Learner) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def start(run: Run) -> None:
         refuse_another(run)
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), processor_seconds()
     # The scripts find `opd`, `data` and `rewards` where this repository is not installed too.
     paths = [str(SCRIPTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -53,8 +54,14 @@ def start(run: Run) -> None:
         done = subprocess.run(
             run.command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
         )
-    took = f"{time.perf_counter() - began:.0f} s"
+    took = f"{time.perf_counter() - began:.0f} s, {processor_seconds() - worked:.0f} s of one core"
     print(f"{run.folder.name}: {took}" + (f", failed: {fault(run)}" if done.returncode else ""))
+
+
+def processor_seconds() -> float:
+    """Of all runs so far: what a run costs, whatever else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def log_of(run: Run) -> Path:
