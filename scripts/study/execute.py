@@ -8,8 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from opd.config import build
 from opd.errors import RecipeError
-from opd.tree import first_difference, read_yaml, write_yaml
+from opd.recipe import Recipe
+from opd.tree import first_difference, mapping_at, read_yaml
 
 from .found import is_finished, read_run
 from .plan import SCRIPTS, Run, Study, runs, trials
@@ -77,9 +79,14 @@ def fault(run: Run) -> str:
 
 
 def refuse_another(run: Run) -> None:
-    stored = read_yaml((run.folder / "recipe.yaml").read_text(), str(run.folder))
-    planned = read_yaml(write_yaml(dict(run.tree)), "the study")
-    difference = first_difference(stored, planned)
+    """Raise RecipeError where a finished run's recipe is not the planned one; a key that is newer
+    than the run had its default."""
+    text = (run.folder / "recipe.yaml").read_text()
+    stored = mapping_at(read_yaml(text, str(run.folder)), str(run.folder))
+    trainer = {"trainer": stored.pop("trainer")} if "trainer" in stored else {}
+    then = {**build(Recipe, stored).tree, **trainer}
+    planned = {**run.tree, "output": then["output"]}
+    difference = first_difference(then, planned)
     if difference is not None:
         place, then, now = difference
         raise RecipeError(
