@@ -36,6 +36,12 @@ class EngineError(OpdError):
     exit_code = 5
 
 
+class CollapseError(OpdError):
+    """The guard of the recipe has stopped the run: its numbers do what they must not."""
+
+    exit_code = 7
+
+
 class NumericError(OpdError):
     """A loss or gradient is not finite, so that no update can be trusted."""
 

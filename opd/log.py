@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -62,6 +63,24 @@ class Log:
             self.rollouts.before = step  # step n draws its rollouts after n updates
             self.screen.say(f"goes on after step {step}")
 
+    def warn(self, step: int, text: str) -> None:
+        """Say what is wrong after `step` updates, and keep it."""
+        if self.main:
+            self.metrics.add({"kind": "warning", "step": step, "text": text})
+            self.screen.say(f"step {step}  {text}")
+
+    def go_back(self, step: int, time: int) -> None:
+        """Go on after `step` updates again; what was logged since is kept beside, `time` counts."""
+        if not self.main:
+            return
+        for name in ("metrics", "rollouts"):
+            rows: Rows = getattr(self, name)
+            rows.close()
+            if rows.path.exists():
+                copyfile(rows.path, rows.path.with_name(f"{name}-before-rollback-{time}.jsonl"))
+            setattr(self, name, Rows(rows.path))
+        self.resume(step)
+
     def update(self, spent: Spent, metrics: Mapping[str, float]) -> None:
         """Log one optimizer step, already summed over ranks."""
         if not self.main:
@@ -76,9 +95,7 @@ class Log:
             return
         self.metrics.add({"kind": "evaluation", **asdict(spent), **asdict(measurement)})
         self.screen.evaluation(spent.step, spent.seconds, measurement)
-        name = measurement.benchmark
-        accuracies = {f"{name}/sampled": measurement.sampled, f"{name}/greedy": measurement.greedy}
-        self.trackers.log(accuracies, spent.step)
+        self.trackers.log(measurement.readings, spent.step)
 
     def rollout(self, row: Row) -> None:
         """Keep one rollout with what student and teachers think of its tokens."""

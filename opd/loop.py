@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,9 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from opd.errors import CollapseError, RecipeError
 from opd.evaluation.evaluator import Measurement, before_and_after, measure
+from opd.guard import Breach
 from opd.learner.batch import pack, to_device
 from opd.learner.checkpoint import claim, library_versions
 from opd.learner.learner import Learner, add_mean, over_ranks
@@ -70,7 +73,8 @@ def take_steps(run: Run) -> None:
     recipe, learner, teacher = run.recipe, run.learner, run.recipe.teacher
     if not run.progress.before:
         run.progress.before = {m.benchmark: m for m in evaluate(run)}
-    for step in range(run.progress.step, recipe.steps):
+        heed(run, readings(run.progress.before.values()), measured=True)
+    while (step := run.progress.step) < recipe.steps:
         tell(recipe, step, recipe.steps)
         problems = choose(run, step)
         started = time.perf_counter()
@@ -89,14 +93,65 @@ def take_steps(run: Run) -> None:
             run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.follow(learner)
         ended = time.perf_counter()
-        update = as_one(updates, {"exposure": reveal, **probed})
-        record_step(run, groups, update, sampled - started, ended - sampled)
+        solved = partial(run.solved, recipe.extrapolation.problems)
+        leapt = recipe.extrapolation(step + 1, learner, solved)
+        update = as_one(updates, {"exposure": reveal, **probed, **leapt})
+        numbers = record_step(run, groups, update, sampled - started, ended - sampled)
         observe(recipe, update, groups)
-        every = recipe.evaluation.every
-        if every and run.progress.step % every == 0 and run.progress.step < recipe.steps:
-            evaluate(run)
+        measured = recipe.evaluation.is_due(run.progress.step) and run.progress.step < recipe.steps
+        if measured:
+            numbers |= readings(evaluate(run))
+        if not heed(run, numbers, measured=measured):
+            continue
         if recipe.checkpoint.every and run.progress.step % recipe.checkpoint.every == 0:
             run.save()
+
+
+def readings(measured: Iterable[Measurement]) -> dict[str, float]:
+    """Everything that evaluations have found, by benchmark/name."""
+    return {name: value for each in measured for name, value in each.readings.items()}
+
+
+def heed(run: Run, numbers: Mapping[str, float], *, measured: bool) -> bool:
+    """Whether the run may go on from where it is, and not from where it went back to.
+
+    Raises CollapseError, with a checkpoint on disk, when a limit that stops the run is not kept.
+    """
+    guard = run.recipe.guard
+    breaches = guard.read(numbers)
+    for breach in breaches:
+        run.log.warn(run.progress.step, breach.sentence)
+    for name in guard.unread() if run.progress.step == 1 else ():
+        sentence = (
+            f"guard.limits.{name}.metric: nothing is called {guard.limits[name].metric!r}; choose "
+            f"from {', '.join(sorted({*numbers, *readings(run.progress.before.values())}))}"
+        )
+        if guard.limits[name].then != "warn":
+            raise RecipeError(sentence)
+        run.log.warn(1, sentence)
+    grave = [breach for breach in breaches if breach.then != "warn"]
+    if grave:
+        go_back(run, grave)
+    elif measured and guard.keeps_good and guard.is_calm:
+        run.save(to=run.good)
+    return not grave
+
+
+def go_back(run: Run, grave: Sequence[Breach]) -> None:
+    """Take up the last good state, or raise CollapseError where that is not asked for, was done as
+    often as may be, or there is none."""
+    guard, step, good = run.recipe.guard, run.progress.step, run.good.latest()
+    stops = [breach for breach in grave if breach.then == "stop"]
+    if stops or guard.rolled_back == guard.rollbacks or good is None:
+        run.save()
+        kept = "no state was good" if good is None else f"{run.good.folder} keeps step {good}"
+        raise CollapseError(
+            f"{(stops or grave)[0].sentence} at step {step}, where the run stops; {kept}; lower "
+            "optimizer.learning_rate or widen the limit, and give another `output=`"
+        )
+    run.roll_back()
+    factor = run.learner.learning_rate_scale
+    run.log.warn(good, f"back from step {step}, with the learning rate times {factor:g}")
 
 
 def choose(run: Run, step: int) -> tuple[Problem, ...]:
@@ -251,6 +306,9 @@ def close(run: Run) -> Mapping[str, Any]:
     """Measure again, write the summary, the last checkpoint and a plain model folder."""
     recipe, progress = run.recipe, run.progress
     after = evaluate(run)
+    if not heed(run, readings(after), measured=True):
+        take_steps(run)
+        return close(run)
     run.save()
     output = Path(recipe.output)
     summary = {

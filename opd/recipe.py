@@ -11,6 +11,8 @@ from pydantic import Field
 from opd.config import dump, part
 from opd.errors import RecipeError
 from opd.evaluation.evaluator import Protocol
+from opd.guard import Guard
+from opd.learner.extrapolate import Extrapolation, Stay
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
@@ -68,6 +70,8 @@ class Recipe:
     """Where a problem's pass rate comes from."""
     teacher: Teacher = field(default_factory=Teacher)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    extrapolation: Extrapolation = field(default_factory=Stay)
+    """What becomes of the weights between updates."""
     problems_per_step: Annotated[int, Field(gt=0)] = 32
     updates_per_step: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps on each step's rollouts, each on a part of them."""
@@ -83,6 +87,8 @@ class Recipe:
     probe: Probe | None = None
     """Answers whose likelihood is measured at every step."""
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    guard: Guard = field(default_factory=Guard)
+    """What the run's numbers must not do."""
     sync_tolerance: Annotated[float, Field(gt=0)] = 0.05
     """Nats, on average over tokens, by which log-probs of the engine may differ from the trainer's
     when it has just taken the trainer's weights."""
@@ -113,6 +119,7 @@ class Recipe:
         self.check_metrics()
         self.check_exposure()
         self.check_schedules()
+        self.check_guard()
         for name, term in self.terms.items():
             self.check_pass_rates(name, term)
 
@@ -233,6 +240,15 @@ class Recipe:
             raise RecipeError(
                 f"teacher.exposure: {type(exposure).__name__} learns from what a probe measures, "
                 "but there is none; set probe={}"
+            )
+
+    def check_guard(self) -> None:
+        """The state that a run goes back to is one that was measured."""
+        goes_back = any(limit.then == "roll_back" for limit in self.guard.limits.values())
+        if goes_back and not self.evaluation.every:
+            raise RecipeError(
+                "guard.limits: one rolls back, but evaluation.every=0 measures no state to go back "
+                "to; set evaluation.every"
             )
 
     def check_schedules(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from accelerate.utils import gather_object
 
+from opd.evaluation.harm import Traits, has_words, signs, traits
 from opd.learner.batch import assemble, to_device
 from opd.objective.schedule import Constant, Schedule
 from opd.parts import parts
@@ -22,8 +23,8 @@ def record_step(
     update: Update,
     sampling_seconds: float,
     learning_seconds: float,
-) -> None:
-    """Count the step as done and log what it did."""
+) -> dict[str, float]:
+    """Count the step as done, log what it did, and return the logged metrics."""
     sums = summed_over_ranks(rollout_sums(groups))
     progress = run.progress
     progress.step += 1
@@ -33,6 +34,7 @@ def record_step(
     means = ("response_tokens", "success", "reward", "no_answer", "no_verdict", "truncated")
     metrics = {
         **{name: sums[name] / sums["rollouts"] for name in means},
+        **signs(traits_over_ranks(groups), has_words=has_words(run.chat)),
         **update.metrics,
         **schedules(run.recipe),
         **run.recipe.pass_rate.metrics(),
@@ -42,6 +44,7 @@ def record_step(
         "learner_tokens_per_second": update.tokens / learning_seconds,
     }
     run.log.update(progress.spent, metrics)
+    return metrics
 
 
 def rollout_sums(groups: Sequence[Group]) -> dict[str, float]:
@@ -58,6 +61,12 @@ def rollout_sums(groups: Sequence[Group]) -> dict[str, float]:
         "no_answer": sum(v.status == "no_answer" for v in verdicts),
         "no_verdict": sum(v.status == "no_verdict" for v in verdicts),
     }
+
+
+def traits_over_ranks(groups: Sequence[Group]) -> list[Traits]:
+    """What the responses to each problem are like."""
+    ranks = gather_object([[traits(group.rollouts) for group in groups]])
+    return [found for rank in ranks for found in rank]
 
 
 def summed_over_ranks(local: Mapping[str, float]) -> dict[str, float]:

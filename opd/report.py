@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,15 +42,29 @@ class Panel:
 PANELS = (
     Panel("Loss", r"loss/(.+)", "nats, per term"),
     Panel("Success", r"(success|no_answer|truncated|no_verdict)", "share of the rollouts", True),
-    Panel("Response length", r"(response_tokens)", "tokens, mean"),
+    Panel("Response length", r"(response_tokens(?:/p\d+)?)", "tokens, mean and percentiles"),
+    Panel(
+        "Repetition", r"(terminal_loops|distinct_3)", "shares: ends in a loop; new 3-grams", True
+    ),
+    Panel("Deliberation", r"deliberation/(.+)", "words a thousand tokens"),
     Panel("Entropy", r"(entropy|teacher_entropy/.+)", "nats, at the taken tokens"),
     Panel("Teacher gap", r"teacher_gap/(.+)", "nats, teacher minus student"),
+    Panel("Teacher gap by quarter", r"teacher_gap_by_quarter/(.+)", "nats, of the response"),
     Panel("Sampler mismatch", r"mismatch/(.+)", "nats to the trainer"),
     Panel("Gradient norm", r"(grad_norm)", "before clipping"),
     Panel("Learning rate", r"(learning_rate)"),
     Panel("Speed", r"(.+)_tokens_per_second", "tokens a second"),
 )
 """What is drawn, in this order. A metric that none of them holds gets a panel by its prefix."""
+
+HARM = (
+    Panel("Some of k passes", r"(pass@\d+)", "pass@1 against pass@k", True),
+    Panel("Response ends", r"(truncated|terminal_loops|distinct_3)", "shares", True),
+    Panel("Response length", r"(response_tokens/p\d+)", "tokens, percentiles"),
+    Panel("Sampled entropy", r"(entropy)", "nats a token"),
+    Panel("Deliberation", r"deliberation/(.+)", "words a thousand tokens"),
+)
+"""What is drawn of each benchmark beside its accuracy."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,23 @@ class Evaluation:
     ci95: Interval
     greedy: float
     greedy_ci95: Interval | None = None
+    truncated: float | None = None
+    entropy: float | None = None
+    signs: dict[str, float] = field(default_factory=dict)
+    """See opd.evaluation.harm."""
+
+    @property
+    def readings(self) -> dict[str, float | None]:
+        """All that is watched, by name."""
+        return {"truncated": self.truncated, "entropy": self.entropy, **self.signs}
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A row of metrics.jsonl: what the guard has said after `step` updates."""
+
+    step: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -149,7 +180,7 @@ def write_report(run: Path) -> Path:
     """
     if not (run / "metrics.jsonl").exists():
         raise DataError(f"{run}: holds no metrics.jsonl, so it is no run; give the folder of one")
-    updates, evaluations = read_metrics(run / "metrics.jsonl")
+    updates, evaluations, warnings = read_metrics(run / "metrics.jsonl")
     samples = read_samples(run / "rollouts.jsonl")
     accuracies, summary = read_summary(run / "summary.json")
     page = (
@@ -160,8 +191,13 @@ def write_report(run: Path) -> Path:
             recipe=read_text(run / "recipe.yaml"),
             summary=summary,
             accuracies=accuracies or measured(evaluations),
-            charts=[*accuracy_charts(evaluations), *metric_charts(updates)],
+            charts=[
+                *accuracy_charts(evaluations),
+                *harm_charts(evaluations),
+                *metric_charts(updates),
+            ],
             evaluations=evaluations,
+            warnings=warnings,
             samples=spread(samples),
             total_samples=len(samples),
             last_step=max((row.step for row in [*updates, *evaluations]), default=0),
@@ -204,20 +240,23 @@ def environment() -> Environment:
     return made
 
 
-def read_metrics(path: Path) -> tuple[list[Update], list[Evaluation]]:
-    """Updates and evaluations, in the order of the file."""
+def read_metrics(path: Path) -> tuple[list[Update], list[Evaluation], list[Warned]]:
+    """Updates, evaluations and warnings, in the order of the file."""
     updates: list[Update] = []
     evaluations: list[Evaluation] = []
+    warnings: list[Warned] = []
     for row, place in placed(path):
         if row.get("kind") == "update":
             updates.append(parsed(Update, row, place))
         elif row.get("kind") == "evaluation":
             evaluations.append(parsed(Evaluation, row, place))
+        elif row.get("kind") == "warning":
+            warnings.append(parsed(Warned, row, place))
         else:
             raise DataError(
-                f"{place}: its `kind` is neither update nor evaluation; delete the line"
+                f"{place}: its `kind` is neither update, evaluation nor warning; delete it"
             )
-    return updates, evaluations
+    return updates, evaluations, warnings
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -308,17 +347,40 @@ def accuracy_charts(evaluations: Sequence[Evaluation]) -> list[Chart]:
     return [draw("Accuracy", lines, note=note, form=percent, bounds=(0.0, 1.0))]
 
 
+def harm_charts(evaluations: Sequence[Evaluation]) -> list[Chart]:
+    """What evaluations watch beside accuracy, a chart for each benchmark and panel."""
+    charts = []
+    for name in dict.fromkeys(row.benchmark for row in evaluations):
+        rows = [row for row in evaluations if row.benchmark == name]
+        label = name.replace("_", " ")
+        for panel in HARM:
+            charts += charts_of(replace(panel, title=f"{panel.title}, {label}"), readings(rows))
+    return charts
+
+
+def readings(rows: Sequence[Evaluation]) -> list[Update]:
+    """What one benchmark's evaluations watch, as metrics of their steps."""
+    return [Update(row.step, row.readings) for row in rows]
+
+
 def metric_charts(updates: Sequence[Update]) -> list[Chart]:
     """Every metric of the updates over the steps."""
     names = list(dict.fromkeys(name for row in updates for name in row.metrics))
     charts = []
     for panel in [*PANELS, *other_panels(names)]:
-        found = {name: match[1] for name in names if (match := re.fullmatch(panel.pattern, name))}
-        lines = [line_of(updates, name, label.replace("_", " ")) for name, label in found.items()]
-        if any(line.points for line in lines):
-            form, bounds = (percent, (0.0, 1.0)) if panel.shares else (number, None)
-            charts.append(draw(panel.title, lines, note=panel.note, form=form, bounds=bounds))
+        charts += charts_of(panel, updates)
     return charts
+
+
+def charts_of(panel: Panel, updates: Sequence[Update]) -> list[Chart]:
+    """The panel's chart, or none where it has nothing to draw."""
+    names = dict.fromkeys(name for row in updates for name in row.metrics)
+    found = {name: match[1] for name in names if (match := re.fullmatch(panel.pattern, name))}
+    lines = [line_of(updates, name, label.replace("_", " ")) for name, label in found.items()]
+    if not any(line.points for line in lines):
+        return []
+    form, bounds = (percent, (0.0, 1.0)) if panel.shares else (number, None)
+    return [draw(panel.title, lines, note=panel.note, form=form, bounds=bounds)]
 
 
 def other_panels(names: Iterable[str]) -> list[Panel]:

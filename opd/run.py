@@ -17,11 +17,12 @@ from opd.config import locate
 from opd.errors import EngineError, RecipeError
 from opd.evaluation.evaluator import Benchmark, Measurement
 from opd.learner.batch import build_context, context_to
-from opd.learner.checkpoint import Checkpoints, random_state, restore_random_state
+from opd.learner.checkpoint import Checkpoints, Saved, random_state, restore_random_state
 from opd.learner.learner import Learner
 from opd.learner.model import context_length
 from opd.log import Log, Spent
 from opd.parts import restore_state, state_of
+from opd.pass_rate import counts
 from opd.privileged import Group, Problem
 from opd.problems import Stream
 from opd.recipe import Recipe
@@ -76,6 +77,8 @@ class Run:
     """Positions of the model, for teacher prompts and their responses."""
     benchmarks: tuple[Benchmark, ...]
     checkpoints: Checkpoints
+    good: Checkpoints
+    """The last state whose numbers were all within the guard's limits."""
     log: Log
     progress: Progress
     probed: tuple[Group, ...]
@@ -107,7 +110,17 @@ class Run:
         self.progress.seconds += time.perf_counter() - started
         return groups
 
-    def save(self) -> None:
+    def solved(self, count: int) -> float:
+        """The share of `count` training problems, always the same, that one rollout each solves
+        under the current weights; 0 where none is judged. The same on all ranks."""
+        chosen = replace(self.stream, seed=self.stream.seed + 1)
+        problems = chosen.batch(0, min(count, len(chosen.problems)))
+        drawn = self.draw(problems, 1, f"extrapolate/{self.progress.step}")
+        counted: list[tuple[int, int]] = gather_object([counts(group) for group in drawn])
+        judged = sum(known for _, known in counted)
+        return sum(successes for successes, _ in counted) / judged if judged else 0.0
+
+    def save(self, to: Checkpoints | None = None) -> None:
         """Write a checkpoint of everything that the next step depends on."""
         if not self.accelerator.is_main_process:
             return
@@ -119,19 +132,44 @@ class Run:
             "progress": self.progress.state_dict(),
             "random": random_state(),
         }
-        self.checkpoints.save(self.progress.step, state, weights)
+        (to or self.checkpoints).save(self.progress.step, state, weights)
 
     def restore(self) -> None:
         """Go back to the newest checkpoint, if there is one."""
         latest = self.checkpoints.latest()
         if latest is None:
             return
-        saved = self.checkpoints.load(latest)
+        self.take_up(self.checkpoints.load(latest))
+        self.log.resume(latest)
+
+    def roll_back(self) -> None:
+        """Go back to the last good state, bit for bit, with a lower learning rate.
+
+        What was spent since stays spent, and what was logged since is kept beside.
+        """
+        self.accelerator.wait_for_everyone()
+        guard, spent = self.recipe.guard, self.progress.spent
+        times = guard.rolled_back + 1
+        step = self.good.latest()
+        assert step is not None, "a guard that goes back keeps the state before the first step"
+        self.take_up(self.good.load(step))
+        guard.rolled_back = times
+        self.learner.learning_rate_scale = guard.learning_rate_factor**times
+        self.progress.seconds = spent.seconds
+        self.progress.generated_tokens = spent.generated_tokens
+        self.progress.learner_tokens = spent.learner_tokens
+        self.log.go_back(step, times)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.checkpoints.drop_from(step)
+        self.save()
+
+    def take_up(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
         self.learner.load_state_dict({**saved.state["learner"], "weights": saved.weights})
         restore_state(self.recipe, saved.state["parts"])
         self.progress.load_state_dict(saved.state["progress"])
         restore_random_state(saved.state["random"])
-        self.log.resume(latest)
 
     def verify_sync(self) -> None:
         """Compare the engine's and the trainer's log-probs of one probe response after a sync.
@@ -194,6 +232,7 @@ def open_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         context_length=context_length(recipe.model.path),
         benchmarks=benchmarks,
         checkpoints=Checkpoints(output / "checkpoints", recipe.tree, recipe.checkpoint.keep),
+        good=Checkpoints(output / "good", recipe.tree, keep=1),
         log=Log(output, accelerator, recipe),
         progress=Progress(),
         probed=(),
@@ -216,6 +255,7 @@ def open_learner(recipe: Recipe, accelerator: Accelerator) -> Learner:
         max_response_tokens=recipe.sampling.max_response_tokens,
     )
     recipe.teacher.setup(learner)
+    recipe.extrapolation.setup(learner)
     return learner
 
 

@@ -48,7 +48,7 @@ class Screen:
         """Show an accuracy with its interval."""
         self._seconds = seconds
         self.accuracies[measurement.benchmark] = measurement.sampled
-        self.say(f"step {step}  {accuracy_line(measurement)}")
+        self.say(f"step {step}  {accuracy_line(measurement)}; {harm_line(measurement)}")
 
     def summary(self, summary: Mapping[str, object]) -> None:
         """The table that ends a run."""
@@ -120,6 +120,17 @@ def accuracy_line(measurement: Measurement) -> str:
         f"{m.benchmark}: avg@{m.samples} {percent(m.sampled)} {interval(m.ci95)}, "
         f"greedy {percent(m.greedy)} {interval(m.greedy_ci95)}"
     )
+
+
+def harm_line(measurement: Measurement) -> str:
+    """What may get worse while accuracy rises."""
+    signs, most = measurement.signs, f"pass@{measurement.samples}"
+    parts = [f"{most} {percent(signs[most])}"] if most in signs else []
+    parts.append(f"entropy {measurement.entropy:.3f}")
+    parts.append(f"90 % within {signs['response_tokens/p90']:.0f} tokens")
+    if signs["terminal_loops"]:
+        parts.append(f"loops {percent(signs['terminal_loops'])}")
+    return ", ".join(parts)
 
 
 def percent(share: float) -> str:

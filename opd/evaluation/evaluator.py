@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from pydantic import Field
 
 from opd.config import part
-from opd.evaluation.metrics import mean_over_problems
+from opd.evaluation.harm import has_words, signs, traits
+from opd.evaluation.metrics import mean_over_problems, pass_at
 from opd.rollout.engine import Sampling
 from opd.rollout.sampler import Sampler
 from opd.types import Prompt, Rollout, Verdict
@@ -30,6 +31,10 @@ class Protocol:
     """None takes the recipe's training sampling."""
     every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements during training; 0 measures before and after only."""
+
+    def is_due(self, done: int) -> bool:
+        """Whether to measure after so many updates."""
+        return bool(self.every) and done % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,16 @@ class Measurement:
     by_problem: tuple[tuple[int, int], ...]
     """How many of each problem's sampled responses passed and how many were judged, in the order of
     the benchmark: what pairs two runs problem by problem."""
+    signs: dict[str, float]
+    """Name to number: pass@k for every power of two up to `samples`, and what opd.evaluation.harm
+    watches."""
+
+    @property
+    def readings(self) -> dict[str, float]:
+        """Every number that is followed over a run, as `benchmark/name`."""
+        names = ("sampled", "greedy", "mean_length", "truncated", "no_answer", "entropy")
+        found = {name: getattr(self, name) for name in names} | self.signs
+        return {f"{self.benchmark}/{name}": value for name, value in found.items()}
 
 
 def measure(
@@ -102,7 +117,21 @@ def measure(
         no_verdict=sum(verdict.status == "no_verdict" for _, verdict in flat) / len(flat),
         entropy=-fmean([logprob for rollout, _ in flat for logprob in rollout.logprobs]),
         by_problem=tuple((sum(passed), len(passed)) for passed in map(successes, groups)),
+        signs={
+            **passes(list(map(successes, groups)), samples),
+            **signs(
+                [traits([rollout for rollout, _ in group]) for group in groups],
+                has_words=has_words(sampler.chat),
+            ),
+        },
     )
+
+
+def passes(found: Sequence[Sequence[bool]], samples: int) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4 ... and `samples`, over the problems with as many judged responses."""
+    sizes = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    known = {k: [pass_at(k, len(p), sum(p)) for p in found if len(p) >= k] for k in sizes}
+    return {f"pass@{k}": fmean(values) for k, values in known.items() if values}
 
 
 Judged = list[tuple[Rollout, Verdict]]

@@ -122,6 +122,12 @@ class Checkpoints:
             logger.warning("%s: %s; kept as %s and passed over", path, fault, bad.name)
         return None
 
+    def drop_from(self, step: int) -> None:
+        """Remove the checkpoints of `step` and later ones."""
+        for later in self._steps():
+            if later >= step:
+                shutil.rmtree(self._path(later))
+
     def load(self, step: int) -> Saved:
         """Read the checkpoint of `step` back, tensors on the CPU; DataError when it is damaged."""
         path = self._path(step)

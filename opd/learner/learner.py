@@ -26,6 +26,8 @@ from opd.objective.term import Term
 from opd.parts import tell
 from opd.types import Batch, Context, Scores, Update
 
+QUARTERS = 4
+
 
 @part
 class Optimizer:
@@ -78,6 +80,8 @@ class Learner:
         self.settings = optimizer
         self.accelerator = accelerator
         self.steps = steps
+        self.learning_rate_scale = 1.0
+        """Multiplies the recipe's learning rate; lowered when a run goes back."""
         self.temperature = temperature
         self.max_response_tokens = max_response_tokens
         self.model: Causal = model.open(accelerator.device)
@@ -136,7 +140,7 @@ class Learner:
                 f"step {step}: the gradient norm is {norm}; no weight was changed; lower "
                 "optimizer.learning_rate or use model.dtype=float32"
             )
-        learning_rate = self.settings.learning_rate.at(step, self.steps)
+        learning_rate = self.settings.learning_rate.at(step, self.steps) * self.learning_rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -310,12 +314,17 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the frozen weights that the next step depends on."""
         trainable = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        return {"weights": trainable, "optimizer": self.optimizer.state_dict()}
+        return {
+            "weights": trainable,
+            "optimizer": self.optimizer.state_dict(),
+            "learning_rate_scale": self.learning_rate_scale,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`, bit for bit."""
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.learning_rate_scale = state["learning_rate_scale"]
 
 
 def pooled(
@@ -359,9 +368,10 @@ def add_mean(totals: dict[str, float], name: str, values: Tensor) -> None:
 def observe(
     rows: Rows, batch: Batch, scores: Mapping[str, Scores], totals: dict[str, float]
 ) -> None:
-    """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`."""
+    """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`, the
+    gaps also for each quarter of the responses."""
     add = partial(add_mean, totals)
-    logprob = rows.logprob
+    logprob, quarter = rows.logprob, quarters(batch)
     add("entropy", rows.entropy)
     sampled = ~batch.sampled_logprob.isnan()
     mismatch = (logprob - batch.sampled_logprob)[sampled].abs()
@@ -377,4 +387,13 @@ def observe(
         else:
             continue
         add(f"teacher_gap/{view}", (taken - logprob)[known])
+        for number in range(QUARTERS):
+            here = known & (quarter == number)
+            add(f"teacher_gap_by_quarter/{view}/{number + 1}", (taken - logprob)[here])
         add(f"teacher_entropy/{view}", entropy[known])
+
+
+def quarters(batch: Batch) -> Tensor:
+    """`[N]` the quarter, from 0, of its response in which each token stands."""
+    lengths = torch.bincount(batch.sequence, minlength=batch.sequences)[batch.sequence]
+    return QUARTERS * batch.position // lengths

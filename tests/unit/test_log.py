@@ -60,6 +60,12 @@ def measured(accuracy: float) -> Measurement:
         no_verdict=0.0,
         entropy=0.5,
         by_problem=((3, 8),),
+        signs={
+            "pass@1": accuracy,
+            "pass@8": 0.75,
+            "response_tokens/p90": 41.0,
+            "terminal_loops": 0.0,
+        },
     )
 
 
@@ -228,7 +234,8 @@ def test_without_a_terminal_steps_are_plain_lines() -> None:
         plain.update(step, 10.0 + 100.0 * step, METRICS)
     plain.close()
     assert out.getvalue().splitlines() == [
-        "step 0  held_out: avg@8 25.0 % [18.8, 31.2], greedy 37.5 % [12.5, 50.0]",
+        "step 0  held_out: avg@8 25.0 % [18.8, 31.2], greedy 37.5 % [12.5, 50.0]; "
+        "pass@8 75.0 %, entropy 0.500, 90 % within 41 tokens",
         "step 1/4  loss 0.7500  held_out 25.0 %  success 30.0 %  length 34.2  entropy 0.432"
         "  tokens/s 1,234  0:05:00 left",
         "step 2/4  loss 0.7500  held_out 25.0 %  success 30.0 %  length 34.2  entropy 0.432"

@@ -93,6 +93,8 @@ def evaluation_row(step: int, benchmark: str, sampled: float, greedy: float) -> 
         "truncated": 0.01,
         "no_answer": 0.02,
         "no_verdict": 0.0,
+        "entropy": 0.5,
+        "signs": {"pass@1": sampled, "pass@8": 0.9, "response_tokens/p90": 41.0, "distinct_3": 0.8},
     }
 
 
@@ -200,7 +202,13 @@ def test_the_page_is_whole_and_asks_for_nothing(run: Path) -> None:
     for shown in ("+62.1 points", "28.3", "90.4", "164,301", "Reference: b5f3k17", "torch 2.13.0"):
         assert shown in text, shown
     assert "verdicts: sandbox UNSANDBOXED" in text
-    assert text.count('class="chart"') == 11
+    assert text.count('class="chart"') == 19
+    for title in (
+        "Some of k passes, held out",
+        "Response ends, untouched",
+        "Sampled entropy, held out",
+    ):
+        assert title in text, title
     assert len(text) < 2_000_000
 
 
