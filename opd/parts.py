@@ -36,7 +36,16 @@ class Observer(Protocol):
         ...
 
 
-def parts(value: object, where: str = "") -> Iterator[tuple[str, object]]:
+def parts(value: object) -> Iterator[tuple[str, object]]:
+    """(YAML path, part) of `value` and of all within it; what stands in two places comes once."""
+    seen: set[int] = set()
+    for where, found in places(value, ""):
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield where, found
+
+
+def places(value: object, where: str) -> Iterator[tuple[str, object]]:
     """(YAML path, part) of `value`, which stands at `where`, and of all within it."""
     if is_dataclass(value) and not isinstance(value, type):
         yield where, value
@@ -48,7 +57,7 @@ def parts(value: object, where: str = "") -> Iterator[tuple[str, object]]:
     else:
         return
     for key, item in entries:
-        yield from parts(item, joined(where, key))
+        yield from places(item, joined(where, key))
 
 
 def tell(value: object, step: int, steps: int) -> None:

@@ -17,7 +17,7 @@ from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
-from opd.objective.schedule import Adaptive, Between, Schedule
+from opd.objective.schedule import Adaptive, Between, Schedule, Steered
 from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.span_loss import SpanLoss
 from opd.objective.term import Term
@@ -218,7 +218,7 @@ class Recipe:
     def check_metrics(self) -> None:
         """A number that follows a term's metric would rest if there were no such term."""
         for where, found in parts(self):
-            if not isinstance(found, Adaptive) or "/" not in found.metric:
+            if not isinstance(found, Adaptive | Steered) or "/" not in found.metric:
                 continue
             term = found.metric.rpartition("/")[2]
             if term not in self.terms:

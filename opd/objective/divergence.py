@@ -202,6 +202,115 @@ class SkewReverseKL(Divergence):
 
 
 @part
+class Renyi(Divergence):
+    """log(sum q^order s^(1 - order)) / (order - 1), which nears ForwardKL as the order nears 1 and
+    pulls less at what the student hardly says. arXiv 2608.09745.
+
+    The summands, each at least 0, are in proportion to order q + (1 - order) s - q^order
+    s^(1 - order).
+    """
+
+    order: Share = 0.95
+
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        lower = 1 - self.order
+        powers = (self.order * target.log + lower * student.log).exp_()
+        # What each power lacks of order q + lower s, without cancellation: factored by the larger.
+        ratio = (target.log - student.log).nan_to_num(nan=0.0)
+        of_target = torch.expm1(-lower * ratio) - lower * torch.expm1(-ratio)
+        of_student = torch.expm1(self.order * ratio) - self.order * torch.expm1(ratio)
+        lacking = torch.where(ratio > 0, target.probs * of_target, student.probs * of_student)
+        total = lacking.sum(-1, keepdim=True)
+        per_unit = torch.where(total == 0, 1.0, torch.log1p(total) / total) / -lower
+        return Parts(lacking * per_unit, powers / -(1 + total))
+
+
+class Blend(Divergence):
+    """Forward and reverse KL at once, in shares that carry no gradient."""
+
+    @abstractmethod
+    def forward_share(self, student: Probs, target: Probs) -> Tensor:
+        """How much forward KL counts in each row `[n, 1]` or entry `[n, K]`; reverse the rest."""
+
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        share = self.forward_share(student, target)
+        forward, reverse = ForwardKL().parts(student, target), ReverseKL().parts(student, target)
+        return blended(forward, reverse, share)
+
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        share = self.forward_share(student, target)
+        forward, reverse = ForwardKL().mass(student, target), ReverseKL().mass(student, target)
+        return blended(forward, reverse, share)
+
+
+def blended(first: Parts, second: Parts, share: Tensor) -> Parts:
+    """share first + (1 - share) second; what has no share does not count where it is infinite."""
+
+    def of(one: Tensor, other: Tensor) -> Tensor:
+        return (share * one).masked_fill(share == 0, 0.0) + ((1 - share) * other).masked_fill(
+            share == 1, 0.0
+        )
+
+    return Parts(of(first.entries, second.entries), of(first.slopes, second.slopes))
+
+
+@part
+class MixedKL(Blend):
+    """share KL(q || s) + (1 - share) KL(s || q)."""
+
+    share: Share = 0.5
+
+    def forward_share(self, student: Probs, target: Probs) -> Tensor:
+        return student.log.new_full((1, 1), self.share)
+
+
+@part
+class EntropyAware(Blend):
+    """Forward KL where the target's entropy exceeds `above`, reverse KL elsewhere: modes are kept
+    where there are several. arXiv 2603.07079."""
+
+    above: Annotated[float, Field(ge=0)] = 0.8
+    """Nats."""
+
+    def forward_share(self, student: Probs, target: Probs) -> Tensor:
+        entropy = -kl_entries(target, torch.zeros_like(target.log)).sum(-1, keepdim=True)
+        return (entropy > self.above).to(student.log.dtype)
+
+
+@part
+class Entrywise(Blend):
+    """Forward KL by q / (q + s) and reverse KL by s / (q + s), entry by entry: what the teacher
+    wants raised is raised by the one, what it wants lowered is lowered by the other.
+    arXiv 2505.16297. The value is KL(q || s) + KL(s || q); the gradient is not (ours: shares are
+    detached)."""
+
+    def forward_share(self, student: Probs, target: Probs) -> Tensor:
+        return target.probs / (target.probs + student.probs).clamp(min=LEAST)
+
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        # The summands are (q - s) log(q / s): none is below 0.
+        return Divergence.mass(self, student, target)
+
+
+@part
+class HeadTail(Blend):
+    """Forward KL by the gap |q - s| in the target's head, reverse KL by that in its tail, which is
+    the least probable entries of less than `tail` together. arXiv 2404.02657 (ours: shares are
+    detached, a half each where both gaps are 0)."""
+
+    tail: Share = 0.5
+
+    def forward_share(self, student: Probs, target: Probs) -> Tensor:
+        rising, order = target.probs.sort(-1)
+        in_tail = (rising.cumsum(-1) < self.tail).to(rising.dtype)
+        gap = (target.probs - student.probs).abs()
+        of_tail = (gap.gather(-1, order) * in_tail).sum(-1, keepdim=True)
+        of_head = (gap.gather(-1, order) * (1 - in_tail)).sum(-1, keepdim=True)
+        total = of_head + of_tail
+        return torch.where(total > 0, of_head / total.clamp(min=LEAST), 0.5)
+
+
+@part
 class TotalVariation(Divergence):
     """Half of |q - s| summed: the largest difference in the probability of any event, at most 1."""
 

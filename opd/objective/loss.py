@@ -24,7 +24,7 @@ from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
-from opd.objective.target import Target
+from opd.objective.target import Target, read_by, side_of
 from opd.objective.token_credit import TokenCredit
 from opd.types import Batch, Observed, Seen, Tokens
 
@@ -162,7 +162,7 @@ class Distill(RowLoss):
 
     @property
     def views(self) -> tuple[str, ...]:
-        return (self.target,) if isinstance(self.target, str) else self.target.read
+        return read_by(self.target)
 
     def rows(
         self,
@@ -171,20 +171,13 @@ class Distill(RowLoss):
         sampled_logprob: Tensor,
         teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
-        target, observed = self._target(student, teachers, target_ids)
+        target, observed = side_of(self.target, student, teachers, target_ids, self.temperature)
         compared = self.support(student, target, self.temperature)
         loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
         return loss, {**observed, **self._observed(share)}
-
-    def _target(
-        self, student: Logits, teachers: Mapping[str, Logits], target_ids: Tensor
-    ) -> tuple[Logits, Observed]:
-        if isinstance(self.target, str):
-            return teachers[self.target], {}
-        return self.target.logits(student, teachers, target_ids, self.temperature)
 
     @property
     def comparison(self) -> Comparison | None:
@@ -222,6 +215,29 @@ class Likelihood(RowLoss):
         teachers: Mapping[str, Logits],
     ) -> tuple[Tensor, Observed]:
         return -taken(student.log_probs(1.0), target_ids), {}
+
+
+@part
+class SquaredLogRatio(RowLoss):
+    """(log s - log q)^2 / 2 of the given token at temperature 1, q detached. arXiv 2602.02244."""
+
+    target: str | Target
+    """A view, or what several sides add up to."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return read_by(self.target)
+
+    def rows(
+        self,
+        student: Logits,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Logits],
+    ) -> tuple[Tensor, Observed]:
+        side, observed = side_of(self.target, student, teachers, target_ids, 1.0)
+        apart = taken(student.log_probs(1.0), target_ids) - taken(side.measured(1.0), target_ids)
+        return apart.square() / 2, observed
 
 
 @part

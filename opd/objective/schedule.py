@@ -129,6 +129,40 @@ class Switch(Schedule):
 
 
 @part
+class Steered(Schedule):
+    """Grows while a metric exceeds its aim and shrinks while it falls short:
+    x <- x exp(rate (metric - aim)). Ours.
+
+    What a metric falls by when x grows is held at its aim, such as the share of tokens above an
+    entropy of x."""
+
+    metric: str
+    """Such as `anchored/NAME` of a term; a step that does not report it changes nothing."""
+    aim: float
+    start: Annotated[float, Field(gt=0)]
+    rate: Annotated[float, Field(gt=0)] = 1.0
+    value: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.value = self.start
+
+    def at(self, step: int, steps: int) -> float:
+        """The value by what it has seen, whatever the step."""
+        return self.value
+
+    def observe(self, update: Update, groups: Sequence[Group]) -> None:
+        """Once after each step."""
+        if self.metric in update.metrics:
+            self.value *= math.exp(self.rate * (update.metrics[self.metric] - self.aim))
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.value = state["value"]
+
+
+@part
 class Adaptive(Schedule):
     """Rises from `start` to `end`, faster while a metric m falls, never below the straight line:
     x <- min(end, max(line, x + rate sigmoid(c) (1 - x))), c <- momentum c + (1 - momentum) d with

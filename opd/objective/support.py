@@ -6,6 +6,7 @@ Legend: `n` rows, `V` vocabulary, `K` support size; all tables hold log-probs in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -58,6 +59,32 @@ class TopK(Support):
         chosen = (student if self.chosen_by == "student" else target).top(self.size)
         close = with_tail if self.rest == "tail" else renormalised
         return close(student, chosen, temperature), close(target, chosen, temperature)
+
+
+@part
+class Merged(Support):
+    """Token ids that mean the same are one event, before any other support. arXiv 2609.20511.
+
+    Where student and teacher stop with different ids of one stop set, a divergence otherwise takes
+    the student's stop away and does not give it the teacher's.
+    """
+
+    ids: Annotated[tuple[int, ...], Field(min_length=2)]
+    support: Support = field(default_factory=Full)
+
+    def __call__(
+        self, student: Logits, target: Logits, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        merged = self._merged(student, temperature), self._merged(target, temperature)
+        return self.support(*merged, temperature)
+
+    def _merged(self, side: Logits, temperature: float) -> Logits:
+        """All of the ids' probability on the first of them."""
+        log_probs = side.log_probs(temperature)
+        ids = torch.tensor(self.ids, device=log_probs.device)
+        together = log_probs[:, ids].logsumexp(-1, keepdim=True)
+        rest = log_probs.index_fill(-1, ids[1:], -torch.inf)
+        return Logits(temperature * rest.index_copy(-1, ids[:1], together))
 
 
 def with_tail(side: Logits, chosen: Tensor, temperature: float) -> Tensor:

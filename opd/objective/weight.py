@@ -159,6 +159,36 @@ class Rest(Weight):
 
 
 @part
+class Origin(Weight):
+    """1 on tokens that were sampled, or on those that were written down, and 0 on the others."""
+
+    when: Literal["sampled", "written"]
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        written = batch.sampled_logprob.isnan()
+        return (written if self.when == "written" else ~written).float()
+
+
+@part
+class Leaning(Weight):
+    """1 on sampled tokens that the teacher likes more than the sampler did, or on those it does
+    not, and 0 on the others and where it is absent. Ours, for losses that differ by it."""
+
+    view: str
+    when: Literal["raised", "lowered"]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        teacher = scores[self.view]
+        raised = teacher.logprob > batch.sampled_logprob
+        chosen = raised if self.when == "raised" else ~raised
+        return (chosen & teacher.present & ~batch.sampled_logprob.isnan()).float()
+
+
+@part
 class Confidence(Weight):
     """exp(-scale * H) of the teacher's entropy H, 0 where it is absent. arXiv 2604.02288."""
 

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from opd.objective.divergence import (
     JSD,
+    Blend,
     CrossEntropy,
     Divergence,
+    EntropyAware,
+    Entrywise,
     ForwardKL,
+    HeadTail,
+    MixedKL,
+    Renyi,
     ReverseKL,
     SkewKL,
     SkewReverseKL,
@@ -35,6 +41,7 @@ EVERY = (
     SkewKL(),
     SkewReverseKL(),
     TotalVariation(),
+    Renyi(),
 )
 
 
@@ -93,12 +100,36 @@ def test_gradient_in_the_logits(
     assert logit_gradient(divergence, *logs(*pair))[0].tolist() == pytest.approx(gradient, abs=1e-6)
 
 
-@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+@pytest.mark.parametrize("divergence", (*EVERY, MixedKL(share=0.3)), ids=repr)
 def test_gradient_agrees_with_finite_differences(divergence: Divergence) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_()
     target = torch.randn(3, 5, dtype=torch.float64, generator=generator).log_softmax(-1)
     assert torch.autograd.gradcheck(lambda x: divergence(x.log_softmax(-1), target), logits)
+
+
+@pytest.mark.parametrize("blend", [MixedKL(), EntropyAware(above=1.0), Entrywise(), HeadTail()])
+def test_a_blend_keeps_its_entries_above_zero_and_excludes_what_both_do(blend: Blend) -> None:
+    student = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.1, 0.8, 0.1, 0.0]], dtype=torch.float64)
+    target = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.9, 0.05, 0.05, 0.0]], dtype=torch.float64)
+    entries = blend.nonnegative_entries(student.log(), target.log())
+    assert (entries >= -1e-12).all() and entries[:, 3].abs().max() == 0
+    value = blend(student.log(), target.log())
+    assert torch.allclose(entries.sum(-1), value)
+    ends = [each(student.log(), target.log()) for each in (ForwardKL(), ReverseKL())]
+    if not isinstance(blend, Entrywise):
+        assert (value >= torch.minimum(*ends) - 1e-12).all()
+        assert (value <= torch.maximum(*ends) + 1e-12).all()
+
+
+def test_a_blend_with_nothing_of_a_side_may_be_infinite_there() -> None:
+    """The student excludes what the teacher says, and the other way round."""
+    half = torch.tensor([[0.5, 0.5, 0.0]]).log().requires_grad_()
+    whole = torch.tensor([[0.4, 0.3, 0.3]]).log().requires_grad_()
+    for student, target, above in ((half, whole, 1e9), (whole, half, 0.0)):
+        value = EntropyAware(above=above)(student, target.detach())
+        (pull,) = torch.autograd.grad(value.sum(), student)
+        assert torch.isfinite(value).all() and torch.isfinite(pull).all()
 
 
 def test_cross_entropy_is_forward_kl_and_the_targets_entropy() -> None:

@@ -93,3 +93,11 @@ def test_a_number_that_moves_out_of_its_range_is_refused() -> None:
 def test_a_metric_of_no_such_term_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"share\.metric: 'loss/another' is of"):
         build(Recipe, load_recipe("taid", ["terms.distil.loss.target.share.metric=loss/another"]))
+
+
+def test_a_part_that_stands_in_two_places_comes_once() -> None:
+    shared = Counted()
+    both = {"a": terms(shared), "b": terms(shared)}
+    observe(both, update(5), ())
+    assert shared.now == 5.0
+    assert state_of(both).keys() == {"a.distil.loss.target.share"}
