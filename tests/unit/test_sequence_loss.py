@@ -109,6 +109,8 @@ def test_a_preferred_response_that_lost_its_tokens_leaves_its_place() -> None:
     seen = {"plain": seen_of([0.0, 0.0])}
     losses, _ = Preference(view="plain", beta=1.0).sequences(torch.tensor([1.0, 0.0]), tokens, seen)
     assert losses.tolist() == pytest.approx([softplus(-1.0)] * 2)
+    alone = batch_of([0, 1], group=[0, 0])
+    assert Preference(view="plain").counts(alone, seen).tolist() == [False]
 
 
 def test_a_preference_per_token_divides_by_the_length() -> None:
