@@ -31,7 +31,6 @@ UNUSED = {
     "Partial": "the view of a recipe to come",
     "ShortestSuccess": "the selection of a recipe to come",
     "Together": "the view of a recipe to come",
-    "Trapezoid": "the schedule of a recipe to come",
     "Warmup": "an override of any learning rate",
 }
 """Parts that no recipe names, each with the reason why it stays."""
