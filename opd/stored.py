@@ -9,7 +9,7 @@ from typing import cast
 from accelerate import Accelerator
 
 from opd.config import dump, locate
-from opd.errors import DataError
+from opd.errors import DataError, RecipeError
 from opd.learner.batch import assemble, to_device
 from opd.learner.learner import Learner
 from opd.learner.model import context_length, weights_id
@@ -20,6 +20,7 @@ from opd.rollout.chat import Chat
 from opd.rollout.judged import Judged, read_judged, refuse_existing, write_judged
 from opd.rows import sha256_of
 from opd.run import open_learner, open_sampler
+from opd.teacher.exposure import Fixed
 from opd.teacher.recording import Form, Heading, add, begin, warn_of_another_teacher
 from opd.types import Scores
 
@@ -57,9 +58,13 @@ def score(recipe: Recipe, rollouts: Path, to: Path, form: Form = "token", size: 
     on with.
 
     Returns how many rollouts were scored. Raises DataError for a malformed row, a prompt that is no
-    problem of the recipe, or a folder that holds anything else.
+    problem of the recipe, or a folder that holds anything else; RecipeError for an exposure.
     """
     teacher, model = recipe.teacher, recipe.model
+    if teacher.exposure != Fixed():
+        raise RecipeError(
+            "teacher.exposure: what is scored once is scored with whole references; leave it at 1"
+        )
     folders = {view: teacher.weights_of(view).folder(model) for view in teacher.views}
     groups = read_groups(rollouts, recipe.problems.problems())
     chat = Chat.open(locate(model.path), model.thinking)

@@ -219,6 +219,10 @@ def test_scoring_goes_on_where_it_was_killed(
     nothing = build(Recipe, tree(tiny_model_dir, tmp_path / "unused", **live(TOKEN, **cached(to))))
     with pytest.raises(RecipeError, match="Cached has no parameters to score with"):
         score(nothing, rollouts, tmp_path / "new")
+    teacher = {"views": {"solution": PLAIN}, "exposure": 0.5}
+    part = build(Recipe, tree(tiny_model_dir, tmp_path / "unused", **live(TOKEN, teacher=teacher)))
+    with pytest.raises(RecipeError, match=r"teacher\.exposure: .* whole references"):
+        score(part, rollouts, tmp_path / "new")
 
 
 def test_a_student_of_another_model_is_warned_of(
