@@ -84,7 +84,8 @@ def is_finished(run: Run) -> bool:
 def read_run(run: Run) -> Found:
     """The curves of a finished run."""
     curves: dict[str, list[Point]] = {}
-    rows = read_rows(run.folder / "metrics.jsonl")
+    kept = read_rows(run.folder / "metrics.jsonl")
+    rows = [row for row in kept if row["kind"] in ("update", "evaluation")]
     for row, seconds in zip(rows, training_seconds(rows), strict=True):
         if row["kind"] == "evaluation":
             curves.setdefault(str(row["benchmark"]), []).append(point_of(row, seconds))

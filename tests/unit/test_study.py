@@ -72,7 +72,7 @@ def leave_run(run: Any, accuracies: Sequence[float], tokens: Sequence[int]) -> N
     """What a finished run leaves: per evaluation an accuracy, and tokens generated before it."""
     run.folder.mkdir(parents=True)
     random = Random(f"{run.row} {run.seed}")
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"kind": "warning", "step": 0, "text": "a sign of harm"}]
     for step, (accuracy, spent) in enumerate(zip(accuracies, tokens, strict=True)):
         taken = {"step": step, "generated_tokens": spent, "learner_tokens": spent}
         if step:
