@@ -21,6 +21,7 @@ from opd.evaluation.evaluator import Measurement, before_and_after, measure
 from opd.guard import Breach
 from opd.learner.batch import pack, to_device
 from opd.learner.checkpoint import claim, library_versions
+from opd.learner.influence import Scored
 from opd.learner.learner import Learner, add_mean, over_ranks
 from opd.learner.model import save_causal
 from opd.parts import observe, tell
@@ -76,8 +77,8 @@ def take_steps(run: Run) -> None:
         heed(run, readings(run.progress.before.values()), measured=True)
     while (step := run.progress.step) < recipe.steps:
         tell(recipe, step, recipe.steps)
-        problems = choose(run, step)
         started = time.perf_counter()
+        problems = choose(run, step)
         groups = collect(run, problems, step)
         sampled = time.perf_counter()
         views = needed_views(learner, step)
@@ -88,13 +89,15 @@ def take_steps(run: Run) -> None:
         updates = []
         for share in shares(trajectories, recipe.updates_per_step):
             batches, scores = scored_batches(run, share, step)
+            others = partial(other_problems, run, views, reveal, step)
+            batches = recipe.influence((batches, scores), learner, step, others)
             updates.append(learner.update(batches, scores, step))
         if any(trajectory.rollout.policy_step >= 0 for trajectory in trajectories):
             run.refuse_mismatch(updates[0].metrics.get("mismatch/mean", 0.0))
         teacher.follow(learner)
-        ended = time.perf_counter()
         solved = partial(run.solved, recipe.extrapolation.problems)
         leapt = recipe.extrapolation(step + 1, learner, solved)
+        ended = time.perf_counter()
         update = as_one(updates, {"exposure": reveal, **probed, **leapt})
         numbers = record_step(run, groups, update, sampled - started, ended - sampled)
         observe(recipe, update, groups)
@@ -240,6 +243,12 @@ def scored_batches(
         batches += here
         scores += run.recipe.teacher.score(trajectories, here, views, run.learner)
     return batches, scores
+
+
+def other_problems(run: Run, views: Sequence[str], reveal: float, step: int) -> Scored:
+    """Fresh rollouts of a few training problems, always the same, as an update would see them."""
+    groups = run.draw(run.few(run.recipe.influence.problems), 1, f"influence/{step}")
+    return scored_batches(run, annotate(run, groups, views, reveal), step)
 
 
 def micro_batches(run: Run, trajectories: Sequence[Trajectory], context: str) -> list[Batch]:

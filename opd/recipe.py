@@ -13,6 +13,7 @@ from opd.errors import RecipeError
 from opd.evaluation.evaluator import Protocol
 from opd.guard import Guard
 from opd.learner.extrapolate import Extrapolation, Stay
+from opd.learner.influence import InfluenceSource, NoInfluence
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
@@ -21,7 +22,7 @@ from opd.objective.schedule import Adaptive, Between, Schedule, Steered
 from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.span_loss import SpanLoss
 from opd.objective.term import Term
-from opd.objective.weight import PassRate
+from opd.objective.weight import Influence, PassRate
 from opd.parts import parts
 from opd.pass_rate import Measured, OfGroup, PassRates
 from opd.probe import Probe
@@ -66,6 +67,8 @@ class Recipe:
     credit: Credit = field(default_factory=GroupMean)
     selection: Selection = field(default_factory=Everything)
     """Which rollouts of a group are trained on."""
+    influence: InfluenceSource = field(default_factory=NoInfluence)
+    """Where the influence of each rollout comes from."""
     pass_rate: PassRates = field(default_factory=OfGroup)
     """Where a problem's pass rate comes from."""
     teacher: Teacher = field(default_factory=Teacher)
@@ -181,6 +184,12 @@ class Recipe:
 
     def check_pass_rates(self, name: str, term: Term) -> None:
         """A weight by pass rate tells problems apart, and what it is divided by stays."""
+        is_unknown = isinstance(self.influence, NoInfluence)
+        if is_unknown and any(isinstance(weight, Influence) for weight in term.weights):
+            raise RecipeError(
+                f"terms.{name}.weights: Influence is 1 throughout while nothing measures it; set "
+                "influence=GradientCosine"
+            )
         for weight in term.weights:
             if not isinstance(weight, PassRate) or not weight.a + weight.b:
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -96,26 +95,26 @@ class Run:
     def draw(self, problems: Sequence[Problem], count: int, occasion: str) -> list[Group]:
         """This rank's share of `problems` with `count` rollouts each under the current weights,
         judged: drawn to be measured, not trained on. What all ranks draw counts as generated."""
-        started = time.perf_counter()
         mine = problems[self.accelerator.process_index :: self.accelerator.num_processes]
         with self.awake() as sampler:
             prompts = [problem.prompt for problem in mine]
             drawn = sampler.draw(prompts, self.recipe.sampling, count, occasion)
         tokens = sum(len(rollout.token_ids) for rollouts in drawn for rollout in rollouts)
         self.progress.generated_tokens += sum(gather_object([tokens]))
-        groups = [
+        return [
             Group(problem, tuple(rollouts), tuple(self.judge(rollouts)))
             for problem, rollouts in zip(mine, drawn, strict=True)
         ]
-        self.progress.seconds += time.perf_counter() - started
-        return groups
+
+    def few(self, count: int) -> tuple[Problem, ...]:
+        """`count` training problems, always the same; all where there are fewer."""
+        shuffled = replace(self.stream, seed=self.stream.seed + 1)
+        return shuffled.batch(0, min(count, len(shuffled.problems)))
 
     def solved(self, count: int) -> float:
         """The share of `count` training problems, always the same, that one rollout each solves
         under the current weights; 0 where none is judged. The same on all ranks."""
-        chosen = replace(self.stream, seed=self.stream.seed + 1)
-        problems = chosen.batch(0, min(count, len(chosen.problems)))
-        drawn = self.draw(problems, 1, f"extrapolate/{self.progress.step}")
+        drawn = self.draw(self.few(count), 1, f"extrapolate/{self.progress.step}")
         counted: list[tuple[int, int]] = gather_object([counts(group) for group in drawn])
         judged = sum(known for _, known in counted)
         return sum(successes for successes, _ in counted) / judged if judged else 0.0

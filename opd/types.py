@@ -210,6 +210,8 @@ class Tokens:
     """`[S]`."""
     pass_rate: Tensor
     """`[S]` in [0, 1]."""
+    influence: Tensor
+    """`[S]` in [-1, 1], 0 where nothing is known of it."""
     success: Tensor
     """`[S]` bool."""
 

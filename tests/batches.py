@@ -26,6 +26,7 @@ def batch_of(
     *,
     advantage: Sequence[float] | None = None,
     pass_rate: Sequence[float] | None = None,
+    influence: Sequence[float] | None = None,
     success: Sequence[bool] | None = None,
     group: Sequence[int] | None = None,
     sampled_logprob: Tensor | None = None,
@@ -46,6 +47,7 @@ def batch_of(
         reward=torch.tensor(zeros),
         advantage=torch.tensor(advantage or zeros),
         pass_rate=torch.tensor(pass_rate or zeros),
+        influence=torch.tensor(influence or zeros),
         success=torch.tensor(success or [False] * sequences, dtype=torch.bool),
     )
 

@@ -118,6 +118,7 @@ def assemble(
         reward=torch.tensor([member.verdict.reward for member in chosen]),
         advantage=torch.tensor([member.advantage for member in chosen]),
         pass_rate=torch.tensor([member.pass_rate for member in chosen]),
+        influence=torch.zeros(len(chosen)),
         success=torch.tensor([member.verdict.success for member in chosen]),
     )
 

@@ -89,6 +89,17 @@ class PassRate(Weight):
 
 
 @part
+class Influence(Weight):
+    """max(0, 1 + scale * c) of a rollout's influence c: more where it helps other problems. A
+    scale of 0 weighs all alike. arXiv 2501.02705; the map is ours."""
+
+    scale: Annotated[float, Field(ge=0)] = 1.0
+
+    def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
+        return (1 + self.scale * batch.influence[batch.sequence]).clamp(min=0)
+
+
+@part
 class Only(Weight):
     """1 on the responses that succeeded, on those that did not, or on those whose advantage is
     above 0; 0 on the others."""
