@@ -90,7 +90,7 @@ def test_hysteresis_goes_off_below_one_bound_and_on_above_another() -> None:
 
 def test_hysteresis_goes_on_where_it_stopped() -> None:
     whole, half = (Hysteresis(value=0.5, metric="entropy", settle=2) for _ in range(2))
-    values = [1.0, 1.0, 0.5, 0.95, 1.2, 0.8]
+    values = [1.0, 1.0, 0.5, 0.95, 0.97, 1.2]
     expected = seen(whole, *values)
     first = seen(half, *values[:4])
     again = Hysteresis(value=0.5, metric="entropy", settle=2)
