@@ -207,6 +207,9 @@ class InView(Source):
     def tells_logprobs(self) -> bool:
         return self.learned == "as_drawn" and self.answers is None
 
+    def authors(self) -> frozenset[str]:
+        return frozenset() if self.answers is None else self.answers.authors()
+
     def answered(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
         self.view.open(problems)
         for stored in (self.of, self.answers):

@@ -260,6 +260,8 @@ def test_an_attempt_is_read_and_written_again(sampler: Sampler, tmp_path: Path) 
     assert [(r.prompt_ids, r.token_ids) for r in written] == [(b, response) for b in behind]
     assert all(math.isnan(nats) for r in written for nats in r.logprobs)
     assert {r.policy_step for r in written} == {-1}
+    assert build(InView, {"view": view, "of": of}).authors() == frozenset()
+    assert build(InView, {"view": view, "of": of, "answers": answers}).authors() == {"weights"}
 
 
 def test_a_view_with_nothing_to_say_is_named(sampler: Sampler, tmp_path: Path) -> None:
