@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 
 from opd.errors import CollapseError, RecipeError
 from opd.evaluation.evaluator import Measurement, before_and_after, measure
@@ -24,13 +24,14 @@ from opd.learner.checkpoint import claim, library_versions
 from opd.learner.influence import Scored
 from opd.learner.learner import Learner, add_mean, over_ranks
 from opd.learner.model import save_causal
-from opd.parts import observe, tell
+from opd.parts import observe, parts, tell
 from opd.privileged import Group, Problem, Trajectory
 from opd.recipe import Recipe
 from opd.record import as_one, record_rollouts, record_step
 from opd.rows import replace_file
 from opd.run import Run, open_run
 from opd.screen import Screen
+from opd.teacher.analysis import Analysis
 from opd.teacher.recording import TAUGHT_BY
 from opd.types import Batch, Scores
 
@@ -83,6 +84,7 @@ def take_steps(run: Run) -> None:
         sampled = time.perf_counter()
         views = needed_views(learner, step)
         reveal = teacher.exposure.at(step, recipe.steps, recipe.seed)
+        prepare(run, groups, views, step, reveal)
         trajectories = annotate(run, groups, views, reveal)
         record_rollouts(run, trajectories, views, step)
         probed = probe(run, views, reveal)
@@ -185,6 +187,21 @@ def needed_views(learner: Learner, step: int) -> tuple[str, ...]:
     terms = learner.active(step).values()
     behind = (term.context for term in terms if term.context != "student")
     return tuple(dict.fromkeys([*(view for term in terms for view in term.views), *behind]))
+
+
+def prepare(
+    run: Run, groups: Sequence[Group], views: Sequence[str], step: int, reveal: float = 1.0
+) -> None:
+    """Let the teacher write what some views show of a problem; it counts as generated."""
+    teacher, sampling = run.recipe.teacher, run.recipe.sampling
+    for name in views:
+        for where, view in parts(teacher.views[name]):
+            if not isinstance(view, Analysis):
+                continue
+            with run.awake(teacher.weights_of(name).weights(run.learner)) as waking:
+                sampler = replace(waking, chat=waking.chat.in_mode(teacher.thinking))
+                drawn = view.prepare(groups, sampler, sampling, f"{name}/{where}/{step}", reveal)
+            run.progress.generated_tokens += sum(gather_object([drawn]))
 
 
 def annotate(
@@ -293,7 +310,8 @@ def evaluate(run: Run) -> list[Measurement]:
     started = time.perf_counter()
     protocol = run.recipe.evaluation
     sampling = protocol.sampling or run.recipe.sampling
-    with run.awake() as sampler:
+    with run.awake() as waking:
+        sampler = replace(waking, chat=waking.chat.in_mode(protocol.thinking))
         measured = [
             measure(
                 benchmark,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from opd.config import locate
 from opd.errors import EngineError, RecipeError
@@ -84,11 +85,12 @@ class Run:
     """What the recipe's probe watches."""
 
     @contextmanager
-    def awake(self) -> Iterator[Sampler]:
-        """The sampler with the learner's current weights; its memory is freed again at the end."""
+    def awake(self, weights: Iterator[tuple[str, Tensor]] | None = None) -> Iterator[Sampler]:
+        """The sampler with the learner's current weights, or with others; its memory is freed again
+        at the end."""
         engine = self.sampler.engine
         engine.wake()
-        engine.load(self.learner.weights(), self.progress.step)
+        engine.load(self.learner.weights() if weights is None else weights, self.progress.step)
         yield self.sampler
         engine.sleep()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,10 +21,16 @@ class Exact(Reward):
     """1 where the text after the last marker is the answer, else 0."""
 
     marker: Annotated[str, Field(min_length=1)] = "#"
+    tells: Literal["fault", "solution"] = "fault"
+    """What the feedback on a response that is not right says: what is wrong, or the reference."""
 
     def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         right = (problem.privileged.answer or "").strip()
-        return [compared(self.given(rollout), right, rollout) for rollout in rollouts]
+        verdicts = [compared(self.given(rollout), right, rollout) for rollout in rollouts]
+        if self.tells == "fault":
+            return verdicts
+        told = problem.privileged.solution
+        return [v if v.success else replace(v, feedback=told) for v in verdicts]
 
     def given(self, rollout: Rollout) -> str | None:
         """What the response says after the last marker, or None."""
@@ -34,6 +41,8 @@ class Exact(Reward):
     def check(self, problem: Problem) -> None:
         if not (problem.privileged.answer or "").strip():
             raise ValueError("it has no answer; let the adapter fill Privileged.answer")
+        if self.tells == "solution" and not problem.privileged.solution:
+            raise ValueError("it has no solution to tell; let the adapter fill Privileged.solution")
 
 
 def compared(given: str | None, right: str, rollout: Rollout) -> Verdict:

@@ -29,6 +29,9 @@ class Protocol:
     """Responses a problem at `sampling`; one greedy response comes on top."""
     sampling: Sampling | None = None
     """None takes the recipe's training sampling."""
+    thinking: bool | None = None
+    """Given to the chat template as `enable_thinking`; None is the mode that is trained,
+    `model.thinking`."""
     every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements during training; 0 measures before and after only."""
 

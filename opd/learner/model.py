@@ -237,7 +237,8 @@ def layer_states(
 
 
 def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the plain model's parameters under Hugging Face names, adapters folded in.
+    """(name, tensor) of the plain model's parameters under Hugging Face names, adapters folded in
+    unless they are switched off.
 
     A tied head is yielded once, under the name of the embedding.
     """
@@ -249,8 +250,9 @@ def merged_weights(model: Causal) -> Iterator[tuple[str, Tensor]]:
         weight = parameter.detach()
         if folded and kind == "weight":
             adapted = cast("LoraLinear", causal.get_submodule(layer))
-            update = adapted.get_delta_weight("default").detach()
-            weight = weight + update.to(weight.dtype)
+            if not adapted.disable_adapters:
+                update = adapted.get_delta_weight("default").detach()
+                weight = weight + update.to(weight.dtype)
         yield (f"{layer}.{kind}" if folded else name), weight
 
 

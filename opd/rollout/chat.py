@@ -33,6 +33,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.thinking = thinking
         self.name = name or str(tokenizer.name_or_path) or "the tokenizer"
+        self._modes: dict[bool, Chat] = {}
         self._special = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -58,6 +59,17 @@ class Chat:
                 f"`model.path` a folder with tokenizer.json and tokenizer_config.json, or a hub id"
             ) from error
         return cls(cast("PreTrainedTokenizerBase", tokenizer), thinking, path)
+
+    def in_mode(self, thinking: bool | None) -> Chat:
+        """The same tokenizer and template with thinking on or off; None is this mode.
+
+        Raises DataError when the template has no switch for it.
+        """
+        if thinking is None or thinking == self.thinking:
+            return self
+        if thinking not in self._modes:
+            self._modes[thinking] = Chat(self.tokenizer, thinking, self.name)
+        return self._modes[thinking]
 
     @property
     def pad_id(self) -> int:
@@ -205,7 +217,7 @@ class Chat:
         ):
             raise DataError(
                 f"{self.name}: the chat template has no `enable_thinking` switch; "
-                f"set model.thinking to null"
+                f"set model.thinking, and that of teacher and evaluation, to null"
             )
 
     def _find_end_of_turn(self) -> int:

@@ -33,6 +33,9 @@ class Teacher:
     `Live` the student itself. Equal weights are held once."""
     exposure: Exposure = field(default_factory=Fixed)
     """What share of their reference views show at a step."""
+    thinking: bool | None = None
+    """What the views give to the chat template as `enable_thinking`; None is the student's mode,
+    `model.thinking`."""
     tokens_per_batch: Annotated[int, Field(gt=0)] = 32768
     """Positions of one pass, padding included; a prompt that several responses share counts before
     each. Nothing is kept for gradients, so it may exceed the student's."""
@@ -79,6 +82,7 @@ class Teacher:
         self, group: Group, index: int, views: Sequence[str], chat: Chat, reveal: float = 1.0
     ) -> dict[str, tuple[int, ...]]:
         """View name to prompt ids for one rollout; views with nothing to say are left out."""
+        chat = chat.in_mode(self.thinking)
         contexts: dict[str, tuple[int, ...]] = {}
         for name in views:
             view, reader = self.views[name], self.weights_of(name).reads(chat)

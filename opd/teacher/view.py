@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from math import ceil, floor
 from random import Random
@@ -25,6 +25,8 @@ THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 class View(ABC):
     """A prompt that takes the place of the student's prompt before the same response tokens."""
+
+    choices: ClassVar[Mapping[str, str]] = {"Analysis": "opd.teacher.analysis:Analysis"}
 
     quotes_rollouts: ClassVar[bool] = False
     """Whether it shows text that a model wrote, which may spell anything."""

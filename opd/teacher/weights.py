@@ -29,6 +29,7 @@ from opd.learner.model import (
     compile_layers,
     head_of,
     load_causal,
+    merged_weights,
     silence_dropout,
 )
 from opd.rollout.chat import Chat
@@ -56,6 +57,11 @@ class TeacherWeights(ABC):
     @abstractmethod
     def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
         """A context in which the yielded model computes with the teacher's parameters."""
+
+    def weights(self, learner: Learner) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the model that scores, for an engine in which it is to write."""
+        with self.scoring(learner) as model:
+            yield from merged_weights(model)
 
     def follow(self, learner: Learner) -> None:  # noqa: B027
         """Move after one optimizer step."""
@@ -135,6 +141,13 @@ class EMA(TeacherWeights):
             for hook in hooks:
                 hook.remove()
 
+    def weights(self, learner: Learner) -> Iterator[tuple[str, Tensor]]:
+        prefix = "base_model.model."
+        updates = {f"{name.removeprefix(prefix)}.weight": u for name, u in self.updates.items()}
+        for name, weight in super().weights(learner):
+            update = updates.get(name)
+            yield name, weight if update is None else weight + update.to(weight.dtype)
+
     @torch.no_grad()
     def follow(self, learner: Learner) -> None:
         self.steps += 1
@@ -203,6 +216,12 @@ class External(TeacherWeights):
     @contextmanager
     def scoring(self, learner: Learner) -> Iterator[Causal]:
         yield self.model
+
+    def weights(self, learner: Learner) -> Iterator[tuple[str, Tensor]]:
+        raise RecipeError(
+            "teacher.views: an Analysis is written in the student's engine, which cannot hold an "
+            "External model; choose other weights for this view"
+        )
 
     def folder(self, model: Model) -> str:
         return self.path

@@ -18,19 +18,12 @@ from opd.recipe import Recipe
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
 UNUSED = {
-    "Answer": "a view to set against the whole solution",
     "ArithmeticMean": "what AlignedMean is to be set against",
-    "Feedback": "the grader's words, for a model that reads English",
-    "FirstOf": "with Feedback: a sibling, or else what went wrong",
     "GeometricMean": "what AlignedMean is to be set against",
     "HandOff": "a stage of scripts/dasd.sh",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "MixedKL": "a divergence to compare",
     "TotalVariation": "a divergence to compare",
-    "Instruction": "the view of a recipe to come",
-    "Partial": "the view of a recipe to come",
-    "ShortestSuccess": "the selection of a recipe to come",
-    "Together": "the view of a recipe to come",
     "Warmup": "an override of any learning rate",
 }
 """Parts that no recipe names, each with the reason why it stays."""

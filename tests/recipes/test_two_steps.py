@@ -44,6 +44,7 @@ ELSEWHERE = {
         "source.second.path={stored}/rollouts.jsonl",
     ),
     "seqkd": ("source.path={stored}/rollouts.jsonl",),
+    "sdpo_one_problem": ("problems_per_step=1",),
     "paced": ("problems.limit=16",),
     "paced_filtered": ("problems.limit=48",),
 }
@@ -79,6 +80,7 @@ def test_two_steps_on_real_rows(tmp_path: Path) -> None:
     changes = [
         f"model.path={model}",
         "model.thinking=null",
+        "teacher.thinking=null",
         f"problems.dataset={BENCHMARKS / 'gsm8k_train.jsonl'}",
         f"benchmarks.held_out.dataset={BENCHMARKS / 'gsm8k_test.jsonl'}",
         "benchmarks.held_out.limit=4",

@@ -64,11 +64,23 @@ def test_thinking_reaches_the_template() -> None:
     assert Chat(bytes_tokenizer(), thinking=True).prompt_ids(USER) == CHAT.prompt_ids(USER)
 
 
+def test_a_mode_changes_nothing_but_the_prompt() -> None:
+    silent = Chat(bytes_tokenizer(), thinking=False)
+    loud = silent.in_mode(True)
+    assert loud.prompt_ids(USER) == CHAT.prompt_ids(USER) != silent.prompt_ids(USER)
+    assert loud.response_ids("42") == silent.response_ids("42")
+    assert loud.stop_ids == silent.stop_ids
+    assert silent.in_mode(None) is silent and silent.in_mode(False) is silent
+    assert silent.in_mode(True) is loud
+
+
 def test_thinking_that_the_template_ignores_is_refused() -> None:
     plain = TEMPLATE.split("{% if enable_thinking")[0] + "{% endif %}"
     assert Chat(bytes_tokenizer(plain)).prompt_ids(USER) == CHAT.prompt_ids(USER)
     with pytest.raises(DataError, match=r"no `enable_thinking` switch; set model\.thinking"):
         Chat(bytes_tokenizer(plain), thinking=False)
+    with pytest.raises(DataError, match=r"no `enable_thinking` switch"):
+        Chat(bytes_tokenizer(plain)).in_mode(True)
 
 
 @given(st.text(TEXT, max_size=60))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 
 from opd.config import build, part
 from opd.errors import EngineError
+from opd.evaluation.evaluator import Benchmark, Measurement, measure
 from opd.loop import annotate, shares
 from opd.privileged import Group, Problem
 from opd.recipe import Recipe
 from opd.reward import Reward
 from opd.rollout.hf import HF
+from opd.rollout.sampler import Sampler
 from opd.run import Run, open_run
 from opd.selection import ShortestSuccess
 from opd.types import Rollout, Verdict
@@ -163,6 +166,27 @@ def test_a_teacher_prompt_without_room_is_absent_not_cut(opened: Run) -> None:
     assert [t.views for t in exact] == [t.views for t in whole]
     tight = annotate(replace(opened, context_length=room - 1), groups, ("solution",))
     assert sum("solution" not in t.views for t in tight) == 1
+
+
+@pytest.mark.parametrize("thinking", [None, True])
+def test_an_evaluation_may_think_where_training_does_not(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thinking: bool | None
+) -> None:
+    modes: list[bool | None] = []
+
+    def tapped(benchmark: Benchmark, sampler: Sampler, *args: Any, **kwargs: Any) -> Measurement:
+        modes.append(sampler.chat.thinking)
+        return measure(benchmark, sampler, *args, **kwargs)
+
+    monkeypatch.setattr("opd.loop.measure", tapped)
+    run(
+        tiny_model_dir,
+        tmp_path / "run",
+        model={"path": str(tiny_model_dir), "thinking": False},
+        evaluation={"samples": 1, "thinking": thinking},
+        steps=1,
+    )
+    assert modes == [bool(thinking)] * 2
 
 
 def test_an_engine_that_keeps_old_weights_is_stopped(opened: Run) -> None:

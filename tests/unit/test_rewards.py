@@ -191,6 +191,17 @@ def test_feedback_says_what_went_wrong():
     assert cut == "You ran out of room before you gave a final answer."
 
 
+def test_feedback_tells_the_reference_where_it_is_to():
+    told = Exact(tells="solution")
+    asked = Problem(problem(None).prompt, Privileged(answer="15", solution="k20b5"))
+    verdicts = told(asked, [rollout("#14"), rollout("#15"), rollout("15")])
+    assert [v.feedback for v in verdicts] == ["k20b5", None, "k20b5"]
+    assert [v.status for v in verdicts] == ["fail", "pass", "no_answer"]
+    told.check(asked)
+    with pytest.raises(ValueError, match="no solution to tell"):
+        told.check(problem("15"))
+
+
 @pytest.mark.parametrize(
     ("reward", "texts"),
     [(Exact(), ["#14", "# 14 ", "7#14"]), (Number(), ["\\boxed{1/2}", "#### 0.50", "it is .5"])],

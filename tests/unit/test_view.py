@@ -302,3 +302,14 @@ def test_rounding_takes_no_segment_away() -> None:
 def test_a_partial_template_holds_the_answer() -> None:
     with pytest.raises(RecipeError, match=r"partial_template.*\$question and \$answer and \$sol"):
         build(View, {"name": "Solution", "partial_template": "$question $solution"}, "views.hint")
+
+
+def test_a_teacher_may_think_where_the_student_does_not(tiny_model_dir: Path) -> None:
+    silent = Chat.open(str(tiny_model_dir), thinking=False)
+    loud = Chat.open(str(tiny_model_dir), thinking=True)
+    asked = group(FAILED)
+    for thinking, chat in ((None, silent), (False, silent), (True, loud)):
+        teacher = Teacher(views={"plain": Plain()}, thinking=thinking)
+        (prompt,) = teacher.contexts(asked, 0, ("plain",), silent).values()
+        assert prompt == chat.prompt_ids(asked.problem.prompt.messages)
+    assert silent.prompt_ids(asked.problem.prompt.messages) != prompt
