@@ -75,7 +75,7 @@ def test_a_resumed_run_is_the_same_run(tiny_model_dir: Path, tmp_path: Path, mod
         if state.stem in ("learner", "parts"):
             assert same(torch.load(state), torch.load(parts / last / state.name))
     state = torch.load(whole / last / "parts.pt")
-    assert state.keys() == {"teacher.weights", "teacher.exposure", SHARE}
+    assert state.keys() >= {"teacher.weights", "teacher.exposure", SHARE}
     assert state[SHARE]["value"] > 0.85
     assert state["teacher.exposure"]["policy"]["optimizer"]["state"], "no decision was learned from"
 
