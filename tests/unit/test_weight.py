@@ -182,8 +182,8 @@ def test_agreement_is_measured_by_its_quantile_in_the_update() -> None:
 def test_a_token_that_fewer_than_two_views_see_keeps_its_weight() -> None:
     present = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
     seen = views_of([[-1, -1, -1], [-9, -2, -1], [-9, -9, -4]], present)
-    found = Agreement(among=("v0", "v1", "v2"), quantile=1.0).over_update(batch_of([3]), seen)
-    assert found.tolist() == pytest.approx([1.0, 1 / (1 + 0.5 / 3), 0.5])
+    found = Agreement(among=("v0", "v1", "v2"), quantile=0.5).over_update(batch_of([3]), seen)
+    assert found.tolist() == pytest.approx([1.0, 1 / (1 + 0.5 / 1.75), 1 / (1 + 3 / 1.75)])
     nobody = views_of([[-1.0], [-9.0]], torch.tensor([[True], [False]]))
     assert Agreement(among=("v0", "v1")).over_update(batch_of([1]), nobody).tolist() == [1.0]
 
