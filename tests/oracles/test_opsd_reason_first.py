@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from opd.config import build, load_recipe
-from opd.loop import annotate, collect, prepare
 from opd.objective.loss import Distill
 from opd.recipe import Recipe
 from opd.run import open_run
+from opd.step import annotate, collect, prepare
 from opd.teacher.analysis import Analysis
 from tests.students import distance, draw_trajectories, recipe_terms, update_of
 

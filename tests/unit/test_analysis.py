@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from opd.config import build
-from opd.loop import annotate, collect, prepare
 from opd.privileged import Group
 from opd.recipe import Recipe
 from opd.rollout.engine import Sampling
 from opd.run import Run, open_run
+from opd.step import annotate, collect, prepare
 from opd.teacher.analysis import Analysis
 from opd.teacher.weights import EMA, Frozen, Live, TeacherWeights
 from opd.types import Prompt

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from opd.config import build, part
 from opd.errors import EngineError
 from opd.evaluation.evaluator import Benchmark, Measurement, measure
-from opd.loop import annotate, shares
 from opd.privileged import Group, Problem
 from opd.recipe import Recipe
 from opd.reward import Reward
@@ -25,6 +24,7 @@ from opd.rollout.hf import HF
 from opd.rollout.sampler import Sampler
 from opd.run import Run, open_run
 from opd.selection import ShortestSuccess
+from opd.step import annotate, shares
 from opd.types import Rollout, Verdict
 from rewards.exact import Exact
 from tests.runs import run, tree

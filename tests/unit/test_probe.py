@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from opd.config import build, part
 from opd.errors import DataError, RecipeError
 from opd.learner.batch import build_context
-from opd.loop import probe
 from opd.privileged import Problem
 from opd.probe import Probe
 from opd.recipe import Recipe
 from opd.reward import Reward
 from opd.run import Run, open_run
+from opd.step import probe
 from opd.types import Rollout, Verdict
 from tests.runs import run, tree
 
