@@ -162,3 +162,11 @@ def test_paced_measures_before_each_stage() -> None:
     assert recipe.pass_rate.at_steps == (75,) and recipe.pass_rate.refresh_every is None
     switches = [term.coefficient.at(75, 150) for term in recipe.terms.values()]
     assert switches == [0, 1]
+
+
+def test_measured_once_it_is_measured_at_the_start() -> None:
+    recipe = build(Recipe, load_recipe("paced_once"))
+    assert isinstance(recipe.pass_rate, Measured)
+    assert recipe.pass_rate.at_steps == () and recipe.pass_rate.refresh_every is None
+    again = load_recipe("paced_once", ["pass_rate.at_steps=[75]", "output=x"])
+    assert again == load_recipe("paced", ["output=x"])

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "sdpo_one_problem": ("problems_per_step=1",),
     "paced": ("problems.limit=16",),
     "paced_filtered": ("problems.limit=48",),
+    "paced_once": ("problems.limit=16",),
 }
 """What needs a GPU, a hub or an earlier run, replaced by what is here, and what measures all of its
 problems first, given few."""
