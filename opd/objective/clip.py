@@ -1,6 +1,7 @@
 """Bounds on the pull of single tokens or vocabulary entries.
 
-Legend: `n` rows, `K` support size. Clips act on the numerator only: a clipped token still counts.
+Legend: `n` rows or tokens, `K` support size. Clips act on the numerator only: a clipped token still
+counts.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ def clipped_rows(distance: Tensor, clip: Clip, clip_at: float) -> tuple[Tensor, 
     if clip == "token_scale":
         return distance * torch.where(over, clip_at / size, 1.0), over.float()
     return distance, torch.zeros_like(size)
+
+
+def surrogate(
+    ratio: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) `[n]` from ratios r (with gradients) and advantages A
+    `[n]`, and whether the clip holds it. arXiv 1707.06347."""
+    free = ratio * advantage
+    bounded = ratio.clamp(1 - low, 1 + high) * advantage
+    return -torch.minimum(free, bounded), {"clipped": (bounded < free).detach().float()}
 
 
 def _capped_entries(entries: Tensor, clip_at: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from opd.config import part
 from opd.head import taken
-from opd.objective.clip import Clip, clipped, clipped_rows
+from opd.objective.clip import Clip, clipped, clipped_rows, surrogate
 from opd.objective.correction import Correction, ratio
 from opd.objective.divergence import Divergence
 from opd.objective.logits import Logits
@@ -347,9 +347,7 @@ class PolicyGradient(TokenLoss):
             advantage = reshaped(advantage, logprob.detach(), batch, teachers)
         before = batch.sampled_logprob if self.correction is None else logprob.detach()
         change = ratio(logprob, before)
-        free = change * advantage
-        bounded = change.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage
-        loss = -torch.minimum(free, bounded)
+        loss, observed = surrogate(change, advantage, self.clip_low, self.clip_high)
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
-        return loss, {"clipped": (bounded < free).detach().float()}
+        return loss, observed

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from opd.config import part
-from opd.objective.correction import LARGEST_LOG_RATIO, Correction, ratio
+from opd.objective.clip import surrogate
+from opd.objective.correction import Correction, ratio
 from opd.objective.loss import Observed, RowLoss, SequenceLoss, TokenLoss
 from opd.types import Seen, Tokens
 
@@ -42,12 +43,9 @@ class SequencePolicyGradient(SequenceLoss):
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         log_ratio = sequence_means(values - tokens.sampled_logprob, tokens)
-        ratio = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
-        free = ratio * tokens.advantage
-        bounded = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * tokens.advantage
-        loss = -torch.minimum(free, bounded)
-        clipped = (bounded < free).detach().float()
-        return loss[tokens.sequence], {"clipped": clipped[tokens.sequence]}
+        change = ratio(log_ratio, torch.zeros_like(log_ratio))
+        loss, observed = surrogate(change, tokens.advantage, self.clip_low, self.clip_high)
+        return loss[tokens.sequence], {k: v[tokens.sequence] for k, v in observed.items()}
 
 
 @part
@@ -160,9 +158,8 @@ class ReturnToGo(SequenceLoss):
     ) -> tuple[Tensor, Observed]:
         gain = self.returns(values.detach(), tokens, teachers[self.view].logprob)
         change = ratio(values, tokens.sampled_logprob)
-        bounded = change.clamp(1 - self.clip_low, 1 + self.clip_high) * gain
-        clipped = (bounded < change * gain).detach().float()
-        return -torch.minimum(change * gain, bounded), {"clipped": clipped, "return": gain}
+        loss, observed = surrogate(change, gain, self.clip_low, self.clip_high)
+        return loss, {**observed, "return": gain}
 
     def returns(self, logprob: Tensor, tokens: Tokens, teacher_logprob: Tensor) -> Tensor:
         """R `[n]`, from the student's and the teacher's log-probs `[n]`."""

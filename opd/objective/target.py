@@ -29,8 +29,6 @@ LEAST_TEMPERATURE = 1e-3
 BISECTIONS = 20
 """As many as arXiv 2602.02244 takes."""
 
-Views = Annotated[tuple[str, ...], Field(min_length=2)]
-
 
 class Target(ABC):
     """Makes one row of scores of what several sides say."""
@@ -107,14 +105,19 @@ class Interpolated(Target):
 
 
 @part
-class ArithmeticMean(Target):
-    """The mixture of several views: what any of them would say."""
+class OfSeveral(Target):
+    """What several views say together."""
 
-    views: Views
+    views: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @property
     def read(self) -> tuple[str, ...]:
         return self.views
+
+
+@part
+class ArithmeticMean(OfSeveral):
+    """The mixture of several views: what any of them would say."""
 
     def __call__(
         self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
@@ -123,14 +126,8 @@ class ArithmeticMean(Target):
 
 
 @part
-class GeometricMean(Target):
+class GeometricMean(OfSeveral):
     """What several views agree on: what one of them excludes is excluded."""
-
-    views: Views
-
-    @property
-    def read(self) -> tuple[str, ...]:
-        return self.views
 
     def __call__(
         self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
@@ -139,18 +136,12 @@ class GeometricMean(Target):
 
 
 @part
-class AlignedMean(Target):
+class AlignedMean(OfSeveral):
     """The geometric mean, plus as much of what the arithmetic one exceeds it by as the views agree
     about which way to move the student. arXiv 2605.20643 (its paper's gate, over the vocabulary).
 
     The excess never turns round the direction that the geometric mean gives an entry.
     """
-
-    views: Views
-
-    @property
-    def read(self) -> tuple[str, ...]:
-        return self.views
 
     def __call__(
         self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor

@@ -45,7 +45,9 @@ def read_judged(path: Path) -> dict[str, list[Judged]]:
     row."""
     found: dict[str, list[Judged]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # str.splitlines would also split at U+2028 and the like, which JSON texts may hold.
+        with path.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; write it with `opd sample --to`") from error
     for number, line in enumerate(lines, start=1):

@@ -80,6 +80,13 @@ def test_what_is_written_is_read_back_and_never_written_over(
         write_judged(path, [row])
 
 
+def test_a_text_may_hold_any_separator_of_lines(sampler: Sampler, tmp_path: Path) -> None:
+    row = judged(sampler, PROBLEMS[0], "a")
+    row = replace(row, rollout=replace(row.rollout, text="a\u2028b\x85c\x1ed\re\n"))
+    write_judged(tmp_path / "rows.jsonl", [row, row])
+    assert read_judged(tmp_path / "rows.jsonl") == {"p0": [row, row]}
+
+
 def test_a_file_is_there_whole_or_not_at_all(sampler: Sampler, tmp_path: Path) -> None:
     def cut_short() -> Iterator[Judged]:
         yield judged(sampler, PROBLEMS[0], "a")
