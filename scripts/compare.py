@@ -5,8 +5,8 @@ budget in generated tokens, learner tokens or seconds, and the row that all othe
 against. Runs that exist are read, not repeated; a study that was killed goes on with the same
 command.
 
-    python scripts/compare.py scripts/study/first.yaml
-    python scripts/compare.py scripts/study/first.yaml --page-only    # of what is finished
+    python scripts/compare.py scripts/study/methods.yaml
+    python scripts/compare.py scripts/study/methods.yaml --page-only    # of what is finished
     python scripts/compare.py scripts/study/tokens.yaml    # tokens against reinforcement
 """
 

@@ -1,19 +1,27 @@
-"""Runs of a study, one at a time; what is finished is left alone, what failed is told."""
+"""Runs of a study, one at a time; what is finished is left alone, what failed is told.
+
+Beside the runs, `costs.jsonl` keeps what each took, on which commit and on what.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import re
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from opd.config import build
 from opd.errors import RecipeError
 from opd.recipe import Recipe
 from opd.tree import first_difference, mapping_at, read_yaml
 
-from .found import is_finished, read_run
+from .found import COSTS, is_finished, read_run
 from .plan import SCRIPTS, Run, Study, runs, trials
 
 
@@ -49,15 +57,40 @@ def start(run: Run) -> None:
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     began, worked = time.perf_counter(), processor_seconds()
-    # The scripts find `opd`, `data` and `rewards` where this repository is not installed too.
+    commands = [command for path, command in run.made if not path.exists()]
+    with log_of(run).open("w") as log:
+        failed = any(called(command, log) for command in (*commands, run.command))
+    took, cost = time.perf_counter() - began, processor_seconds() - worked
+    print(
+        f"{run.folder.name}: {took:.0f} s, {cost:.0f} s of one core"
+        + (f", failed: {fault(run)}" if failed else "")
+    )
+    row = {"run": run.folder.name, "seconds": took, "core_seconds": cost, **circumstances()}
+    with (run.folder.parent / COSTS).open("a") as costs:
+        costs.write(json.dumps(row) + "\n")
+
+
+def called(command: Sequence[str], log: TextIO) -> int:
+    """The exit status of a command that finds `opd`, `data` and `rewards` where this repository is
+    not installed too."""
     paths = [str(SCRIPTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with log_of(run).open("w") as log:
-        done = subprocess.run(
-            run.command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-        )
-    took = f"{time.perf_counter() - began:.0f} s, {processor_seconds() - worked:.0f} s of one core"
-    print(f"{run.folder.name}: {took}" + (f", failed: {fault(run)}" if done.returncode else ""))
+    done = subprocess.run(
+        command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+    )
+    return done.returncode
+
+
+def circumstances() -> dict[str, object]:
+    """The commit, marked where files differ from it, and what it runs on."""
+    describe = ["git", "-C", str(SCRIPTS), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "commit": commit or "none",
+        "processor": processor.group(1) if processor else platform.machine(),
+        "cores": os.cpu_count(),
+    }
 
 
 def processor_seconds() -> float:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from opd.rows import read_rows
@@ -14,6 +15,8 @@ from .plan import Budget, Run
 
 Problems = tuple[tuple[int, int], ...]
 """Responses that passed and that were judged, problem by problem."""
+
+COSTS = "costs.jsonl"
 
 OVER = 1.05
 """By how much a run may pass a budget and still be read there: steps are planned, tokens drawn."""
@@ -68,6 +71,11 @@ class Found:
         curve = self.curves["held_out"]
         return next((self.tokens(point) for point in curve if point.sampled >= accuracy), math.inf)
 
+    def seconds_to(self, accuracy: float) -> float:
+        """Of training, before the first evaluation at or above `accuracy`."""
+        curve = self.curves["held_out"]
+        return next((point.seconds for point in curve if point.sampled >= accuracy), math.inf)
+
     @property
     def last(self) -> Point:
         return self.curves["held_out"][-1]
@@ -75,6 +83,13 @@ class Found:
     def tokens(self, point: Point) -> float:
         """Generated before `point`, or learned in a run that generates none."""
         return point.generated_tokens if self.last.generated_tokens else point.learner_tokens
+
+
+def costs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Run to what it took when it was last trained, and under which circumstances."""
+    path = folder / COSTS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["run"]: row for row in rows}
 
 
 def is_finished(run: Run) -> bool:

@@ -18,9 +18,18 @@ from opd.errors import DataError
 from opd.evaluation.metrics import Estimate, share_over_problems
 from opd.rows import replace_file
 
-from .claims import Findings, Verdict, difference_of, judged, paired_runs, read_claims
+from .claims import (
+    RATIOS,
+    SHARES,
+    Findings,
+    Verdict,
+    difference_of,
+    judged,
+    paired_runs,
+    read_claims,
+)
 from .execute import fault
-from .found import Found, Point, is_finished, read_run, shares, spread, summary_of
+from .found import Found, Point, costs, is_finished, read_run, shares, spread, summary_of
 from .paired import Difference
 from .plan import Budget, Study, runs
 
@@ -48,8 +57,9 @@ class Line:
     learner_tokens: float
     seconds: float
     """Training alone; the last four at the budget."""
-    wall: float
-    """Training and evaluations, to the end of the run."""
+    core_seconds: float | None
+    """Of the processor, with evaluations, to the end of the run: the same whatever else the machine
+    does. None where it was not kept."""
     entropy: float
     length: float
     targets: Mapping[str, str]
@@ -85,6 +95,7 @@ def write_page(study: Study, rates: Mapping[str, str], source: Path) -> Path:
         "faults": faults,
         "rates": rates,
         "names": target_names(study),
+        "circumstances": circumstances(findings),
         "versions": summary_of(findings[study.base][0].run)["versions"],
     }
     for name, figure in figures.items():
@@ -131,13 +142,32 @@ def line(study: Study, findings: Findings, row: str) -> Line:
         generated_tokens=fmean(point.generated_tokens for point in points),
         learner_tokens=fmean(point.learner_tokens for point in points),
         seconds=fmean(point.seconds for point in points),
-        wall=fmean(summary_of(run.run)["seconds"] for run in found),
+        core_seconds=core_seconds(found),
         entropy=fmean(point.entropy for point in points),
         length=fmean(point.length for point in points),
         targets=targets(study, findings, row),
         elsewhere=tuple(
             fmean(run.at(other).sampled for run in found) for other in other_budgets(findings)
         ),
+    )
+
+
+def core_seconds(found: Sequence[Found]) -> float | None:
+    kept = [costs(run.run.folder.parent).get(run.run.folder.name) for run in found]
+    known = [row["core_seconds"] for row in kept if row is not None]
+    return fmean(known) if known else None
+
+
+def circumstances(findings: Findings) -> list[str]:
+    """Every commit, processor and number of cores that a finished run was trained with."""
+    runs = [found.run.folder for row in findings.values() for found in row]
+    rows = [costs(run.parent).get(run.name) for run in runs]
+    return sorted(
+        {
+            f"commit {row['commit']}, {row['cores']} cores of {row['processor']}"
+            for row in rows
+            if row
+        }
     )
 
 
@@ -194,9 +224,13 @@ def spent_on(found: Sequence[tuple[float, float]], is_base: bool) -> str:
 
 
 def verdicts(study: Study, findings: Findings) -> list[Verdict]:
+    """Of the claims on two rows of this study; others are another study's."""
     if study.claims is None:
         return []
-    return [judged(claim, findings, study.budget) for claim in read_claims(Path(study.claims))]
+    claims = [
+        claim for claim in read_claims(Path(study.claims)) if study.rows.keys() >= {*claim.rows}
+    ]
+    return [judged(claim, findings, study.budget) for claim in claims]
 
 
 def curves(study: Study, findings: Findings, rows: Sequence[str]) -> list[Chart]:
@@ -238,6 +272,7 @@ def environment() -> Environment:
     )
     made.filters |= {
         "share": lambda value: f"{100 * value:.1f}",
+        "whole": lambda value: "-" if value is None else f"{value:.0f}",
         "thousands": lambda value: f"{value / 1000:,.0f}k",
         "estimate": estimate,
         "points": points_of,
@@ -266,9 +301,9 @@ def difference_text(verdict: Verdict) -> str:
     found, metric = verdict.difference, verdict.claim.metric
     if found is None:
         return "-"
-    if metric in ("held_out", "untouched"):
+    if metric in SHARES:
         return f"{points_of(found)} points"
-    if metric == "tokens":
+    if metric in RATIOS:
         return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] times"
     unit = "tokens" if metric == "length" else "nats"
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] {unit}"

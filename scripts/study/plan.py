@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from opd.tree import read_yaml
 SCRIPTS = Path(__file__).resolve().parents[1]
 BASELINES = {"trl_grpo": "grpo", "trl_sft": "sft", "trl_sdft": "sdft", "trl_sdpo": "sdpo"}
 """Scripts of scripts/baselines and the recipe whose settings each takes."""
+
+OPD = (sys.executable, "-m", "opd")
 
 Unit = Literal["generated_tokens", "learner_tokens", "seconds"]
 
@@ -42,6 +45,9 @@ class Row:
     """key=value; `{output}` stands for the study's folder of runs."""
     learning_rates: tuple[str, ...] = ()
     """Tried with the first seed; the one with the highest held-out accuracy is the row's."""
+    made: dict[str, str] = field(default_factory=dict)
+    """What the row stands on and the arguments of `opd` that make it, in this order and once for
+    all seeds: path to command, with `{output}` in both."""
 
 
 @part
@@ -85,6 +91,8 @@ class Run:
     tree: Mapping[str, Any] = field(repr=False)
     """The resolved recipe, as the run's folder keeps it."""
     learning_rate: str = ""
+    made: tuple[tuple[Path, tuple[str, ...]], ...] = field(default=(), repr=False)
+    """Paths that must exist before, each with the command that makes it."""
 
 
 def open_study(path: Path) -> Study:
@@ -112,10 +120,7 @@ def planned(study: Study, row: str, seed: int, learning_rate: str = "") -> Run:
     baseline = chosen.recipe in BASELINES
     recipe = BASELINES.get(chosen.recipe, chosen.recipe)
     rate = [f"optimizer.learning_rate={learning_rate}"] if learning_rate else []
-    given = [
-        setting.replace("{output}", study.output)
-        for setting in (*study.settings, *chosen.settings, *rate)
-    ]
+    given = [at(study, setting) for setting in (*study.settings, *chosen.settings, *rate)]
     folder = Path(study.output) / "-".join(
         [row, *([f"lr{learning_rate}"] if learning_rate else []), f"seed{seed}"]
     )
@@ -126,8 +131,16 @@ def planned(study: Study, row: str, seed: int, learning_rate: str = "") -> Run:
         command = (sys.executable, script, *settings)
         tree = {**tree, "trainer": chosen.recipe}
     else:
-        command = (sys.executable, "-m", "opd", "train", recipe, *settings)
-    return Run(row, seed, folder, command, tree, learning_rate)
+        command = (*OPD, "train", recipe, *settings)
+    made = tuple(
+        (Path(at(study, path)), (*OPD, *shlex.split(at(study, arguments))))
+        for path, arguments in chosen.made.items()
+    )
+    return Run(row, seed, folder, command, tree, learning_rate, made)
+
+
+def at(study: Study, text: str) -> str:
+    return text.replace("{output}", study.output)
 
 
 def pace(study: Study, recipe: str, given: list[str]) -> list[str]:

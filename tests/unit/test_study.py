@@ -50,6 +50,8 @@ CLAIMS = """
 - {claim: D, arxiv: "4", rows: *both, metric: untouched, direction: higher, effect: .1}
 - {claim: E, arxiv: "5", rows: [theirs, reward], metric: held_out, direction: lower, effect: .02}
 - {claim: F, arxiv: "6", rows: [distilled, reward], metric: length, direction: higher, effect: 1}
+- {claim: G, arxiv: "7", rows: *both, metric: seconds, direction: lower, effect: 1.5, level: .5}
+- {claim: H, arxiv: "8", rows: [distilled, elsewhere], metric: length, direction: lower, effect: 1}
 """
 
 
@@ -184,11 +186,16 @@ def test_claims_are_decided_by_intervals_alone(study: Any, opened: Any, tmp_path
     ]
     untestable = "not testable at this size"
     decisions = [verdict.decision for verdict in verdicts]
-    assert decisions == ["seen", "not seen", "seen", untestable, untestable, "not seen"]
+    decided = ["seen", "not seen", "seen", untestable, untestable, "not seen", "seen", untestable]
+    assert decisions == decided
     reasons = [verdict.reason for verdict in verdicts]
     assert "the opposite" in reasons[1] and "no room" in reasons[3] and "theirs" in reasons[4]
     # Both seeds reach 50 % after 3,000 and after 9,200 tokens: a ratio without spread.
     assert verdicts[2].difference.value == pytest.approx(3000 / 9200)
+    assert verdicts[6].difference.value == pytest.approx(15 / 45)
+    # A claim on a row of another study is that study's.
+    pages = study("page").verdicts(opened, findings)
+    assert [verdict.claim.claim for verdict in pages] == ["A", "B", "C", "D", "E", "F", "G"]
     alone = {row: found[:1] for row, found in findings.items()}
     assert claims.judged(verdicts[0].claim, alone, opened.budget).decision == untestable
     wide = study("paired").Difference(0.01, -0.03, 0.05, 0.5, 3)
@@ -207,7 +214,7 @@ def test_one_page_tells_what_was_found(study: Any, opened: Any, tmp_path: Path) 
     assert [re.match(r"\| `(\w+)`", line)[1] for line in table[:2]] == ["distilled", "reward"]  # type: ignore[index]
     assert "theirs-seed0: no such trainer" in text and "not run: theirs (1)" in text
     assert "| `distilled` | 3k, 3.1x |" in text and "| `reward` | 9k |" in text
-    assert text.count("**seen**") == 2 and "{{" not in text
+    assert text.count("**seen**") == 3 and "{{" not in text
     html = (tmp_path / "page" / "study.html").read_text()
     assert html.count("<svg") >= 4 and "http-equiv" in html and "<script" not in html
     for figure in ("accuracy.svg", "curves.svg"):
@@ -244,29 +251,39 @@ def test_the_best_trial_gives_the_learning_rate(study: Any, opened: Any) -> None
 def test_every_shipped_study_can_be_planned(study: Any) -> None:
     plan, claims = study("plan"), study("claims")
     shipped = [path for path in (SCRIPTS / "study").glob("*.yaml") if path.stem != "claims"]
+    pairs: set[tuple[str, str]] = set()
     for path in shipped:
         opened = plan.open_study(path)
         assert list(plan.runs(opened, {}))
-        known = claims.read_claims(SCRIPTS.parent / opened.claims) if opened.claims else ()
-        assert all(row for claim in known for row in claim.rows)
-    assert len(shipped) >= 2
+        pairs |= {(a, b) for a in opened.rows for b in opened.rows}
+    # A claim of which no study has both rows would never be judged.
+    known = claims.read_claims(SCRIPTS / "study" / "claims.yaml")
+    assert len(shipped) >= 4 and [claim.rows for claim in known if claim.rows not in pairs] == []
 
 
 def test_a_study_runs_what_is_missing_and_goes_on(study: Any, opened: Any, tmp_path: Path) -> None:
     """One short real run, and one that fails."""
+    made = {"{output}/made": "show opsd seed=3", "{output}/known": "no such command"}
     small = ("steps=1", "problems_per_step=2", "evaluation.samples=1", "evaluation.every=0")
     few = ("benchmarks.held_out.limit=2", "benchmarks.untouched.limit=2")
     rows = {
-        "distilled": replace(opened.rows["distilled"], settings=(*small, *few)),
+        "distilled": replace(opened.rows["distilled"], settings=(*small, *few), made=made),
         "lost": replace(opened.rows["distilled"], settings=(*small, "problems.dataset=none.jsonl")),
     }
     short = replace(opened, rows=rows, base="distilled", seeds=(0,), claims=None)
+    (Path(short.output) / "known").mkdir(parents=True)
     study("execute").execute(short)
     done, lost = study("plan").runs(short, {})
     assert study("found").is_finished(done) and not study("found").is_finished(lost)
     assert "there is no such file" in study("execute").fault(lost)
+    # What a row stands on is made before it, unless it is there.
+    assert "resolved recipe" in study("execute").log_of(done).read_text()
+    costs = study("found").costs(done.folder.parent)
+    assert costs.keys() == {done.folder.name, lost.folder.name}
+    assert all(row["core_seconds"] > 0 and row["commit"] for row in costs.values())
     before = (done.folder / "metrics.jsonl").read_bytes()
     study("execute").start(done)
     assert (done.folder / "metrics.jsonl").read_bytes() == before
     assert study("found").read_run(done).curves["held_out"][-1].step == 1
-    assert study("page").write_page(short, {}, tmp_path / "s.yaml").exists()
+    text = study("page").write_page(short, {}, tmp_path / "s.yaml").read_text()
+    assert f"commit {costs[done.folder.name]['commit']}" in text
