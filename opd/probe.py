@@ -41,6 +41,7 @@ class Probe:
         self, kept: Sequence[Problem], sampler: Sampler, sampling: Sampling, judge: Judge
     ) -> tuple[Group, ...]:
         """The problems with their answers. Raises DataError when no problem gets one."""
+        kept = self.answers.answered(kept)
         drawn = self.answers.collect(kept, sampler, sampling, -1)
         groups = []
         for problem, rollouts in zip(kept, drawn, strict=True):

@@ -119,6 +119,7 @@ class Recipe:
             self.check_policy_gradient()
         self.check_pools()
         self.check_siblings()
+        self.check_written()
         self.check_metrics()
         self.check_exposure()
         self.check_schedules()
@@ -223,6 +224,17 @@ class Recipe:
                 "teacher.views: a Sibling view needs other rollouts of the same problem; set "
                 "source.rollouts_per_problem to 2 or more"
             )
+
+    def check_written(self) -> None:
+        """What the teacher writes is drawn in the student's engine."""
+        for name in self.teacher.views:
+            weights = self.teacher.weights_of(name)
+            if self.teacher.written(name) and not weights.can_write:
+                raise RecipeError(
+                    f"teacher.views.{name}: the teacher writes what it shows in the student's "
+                    f"engine, which cannot hold {type(weights).__name__} weights; choose others "
+                    "for this view"
+                )
 
     def check_metrics(self) -> None:
         """A number that follows a term's metric would rest if there were no such term."""

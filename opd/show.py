@@ -50,6 +50,8 @@ def show(recipe: Recipe, console: Console) -> None:
     trajectory = example(recipe, problems[0], chat)
     readers = {name: recipe.teacher.weights_of(name).reads(chat) for name in trajectory.views}
     show_prompts(trajectory, {"student": chat, **readers}, console)
+    for view in filter(recipe.teacher.written, recipe.teacher.views):
+        console.print(f"view {view!r}: the teacher writes what it shows, anew in every step")
     same = {name: ids for name, ids in trajectory.views.items() if readers[name] is chat}
     show_alignment(replace(trajectory, views=same), chat, console)
     show_room(recipe, trajectory, length, console)

@@ -13,10 +13,8 @@ from accelerate.utils import gather_object
 from opd.learner.batch import pack, to_device
 from opd.learner.influence import Scored
 from opd.learner.learner import Learner, add_mean, over_ranks
-from opd.parts import parts
 from opd.privileged import Group, Problem, Trajectory
 from opd.run import Run
-from opd.teacher.analysis import Analysis
 from opd.types import Batch, Scores
 
 T = TypeVar("T")
@@ -58,9 +56,7 @@ def prepare(
     """Let the teacher write what some views show of a problem; it counts as generated."""
     teacher, sampling = run.recipe.teacher, run.recipe.sampling
     for name in views:
-        for where, view in parts(teacher.views[name]):
-            if not isinstance(view, Analysis):
-                continue
+        for where, view in teacher.written(name):
             with run.awake(teacher.weights_of(name).weights(run.learner)) as waking:
                 sampler = replace(waking, chat=waking.chat.in_mode(teacher.thinking))
                 drawn = view.prepare(groups, sampler, sampling, f"{name}/{where}/{step}", reveal)
@@ -128,6 +124,7 @@ def scored_batches(
 def other_problems(run: Run, views: Sequence[str], reveal: float, step: int) -> Scored:
     """Fresh rollouts of a few training problems, always the same, as an update would see them."""
     groups = run.draw(run.few(run.recipe.influence.problems), 1, f"influence/{step}")
+    prepare(run, groups, views, step, reveal)
     return scored_batches(run, annotate(run, groups, views, reveal), step)
 
 

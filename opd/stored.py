@@ -58,15 +58,25 @@ def score(recipe: Recipe, rollouts: Path, to: Path, form: Form = "token", size: 
     on with.
 
     Returns how many rollouts were scored. Raises DataError for a malformed row, a prompt that is no
-    problem of the recipe, or a folder that holds anything else; RecipeError for an exposure.
+    problem of the recipe, or a folder that holds anything else; RecipeError for what changes from
+    step to step.
     """
     teacher, model = recipe.teacher, recipe.model
     if teacher.exposure != Fixed():
         raise RecipeError(
             "teacher.exposure: what is scored once is scored with whole references; leave it at 1"
         )
+    written = next((view for view in teacher.views if teacher.written(view)), None)
+    if written is not None:
+        raise RecipeError(
+            f"teacher.views.{written}: what the teacher writes anew in every step cannot be scored "
+            "once; choose another view"
+        )
     folders = {view: teacher.weights_of(view).folder(model) for view in teacher.views}
-    groups = read_groups(rollouts, recipe.problems.problems())
+    problems = recipe.problems.problems()
+    groups = read_groups(rollouts, problems)
+    answered = {group.problem.prompt.id for group in groups}
+    teacher.open_views([problem for problem in problems if problem.prompt.id in answered])
     chat = Chat.open(locate(model.path), model.thinking)
     learner = open_learner(recipe, Accelerator())
     heading = Heading(

@@ -70,8 +70,10 @@ class GradientCosine(InfluenceSource):
         self, scored: Scored, learner: Learner, step: int, others: Callable[[], Scored]
     ) -> Sequence[Batch]:
         if self.direction is None or step % self.every == 0:
-            mine = torch.stack([s.sum(0) for s in sketches(learner, others(), step, self.width)])
-            ranks: list[Tensor] = gather_object([mine.sum(0).cpu()])
+            mine = torch.zeros(self.width**2)
+            for found in sketches(learner, others(), step, self.width):
+                mine += found.sum(0).cpu()
+            ranks: list[Tensor] = gather_object([mine])
             self.direction = torch.stack(ranks).sum(0)
         return [
             replace(batch, influence=cosine(sketch, self.direction.to(sketch.device)))
@@ -100,7 +102,8 @@ def sketches(learner: Learner, scored: Scored, step: int, width: int) -> list[Te
     for context, terms in learner.contexts(step).items():
         chosen = [i for i, batch in enumerate(neutral) if batch.context == context]
         pairs = [(neutral[i], scored[1][i]) for i in chosen]
-        shares = learner.shares(terms, pairs, step) if pairs else {}
+        # Also without any: ranks add up their denominators together.
+        shares = learner.shares(terms, pairs, step)
         for number, (index, (batch, seen)) in enumerate(zip(chosen, pairs, strict=True)):
             with torch.no_grad(), learner.recipe.autocast(learner.accelerator.device):
                 hidden = hidden_states(learner.model, batch.student)

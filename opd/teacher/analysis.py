@@ -33,6 +33,7 @@ class Analysis(Shown):
 
     mark: ClassVar[str] = "analysis"
     quotes_rollouts: ClassVar[bool] = True
+    is_written: ClassVar[bool] = True
     template: str = (
         "$question\n\nYour own notes on a verified solution:\n$analysis\n\n"
         "Now solve the problem in your own words, step by step."
@@ -54,7 +55,6 @@ class Analysis(Shown):
         occasion: str,
         reveal: float,
     ) -> int:
-        """Write the notes of a step's problems; returns how many tokens were drawn."""
         shown = {group.problem.prompt.id: self.reads.messages(group, 0, reveal) for group in groups}
         asks = [
             Ask(Prompt(name, messages), 0)

@@ -257,8 +257,10 @@ class Recording:
         columns = {name: values.to(device) for name, values in columns.items()}
         head = head_of(learner.model)
         nothing = torch.zeros(batch.tokens, device=device)
+        # A loss of rows may be asked for other terms' tokens where no response has the view.
+        width = 0 if columns else head.weight.shape[1]
         scores = Scores(
-            hidden=torch.zeros(batch.tokens, 0, device=device),
+            hidden=torch.zeros(batch.tokens, width, device=device),
             head=head,
             present=present,
             target_ids=batch.target_ids,

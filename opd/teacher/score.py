@@ -12,6 +12,7 @@ from pydantic import Field
 from opd.config import part
 from opd.learner.learner import Learner
 from opd.learner.model import Causal, head_of
+from opd.parts import parts
 from opd.privileged import Group, Problem, Trajectory
 from opd.rollout.chat import Chat
 from opd.teacher.alignment import Aligned, lay_spans, with_spans
@@ -67,6 +68,11 @@ class Teacher:
         """Give the views the problems of the run, once, before any step."""
         for view in self.views.values():
             view.open(problems)
+
+    def written(self, view: str) -> list[tuple[str, View]]:
+        """(YAML path, view) of what the teacher writes in every step of what `view` shows."""
+        within = parts(self.views[view])
+        return [(at, found) for at, found in within if isinstance(found, View) and found.is_written]
 
     def setup(self, learner: Learner) -> None:
         """Open all weights, once, before any step or resume."""

@@ -16,6 +16,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from opd.config import part
 from opd.errors import DataError
 from opd.privileged import Group, Problem
+from opd.rollout.engine import Sampling
+from opd.rollout.sampler import Sampler
 from opd.teacher.segments import opening, segments
 from opd.types import Message, Prompt
 
@@ -33,8 +35,23 @@ class View(ABC):
     shows_share: ClassVar[bool] = False
     """Whether it shows less of a reference where less is to be revealed."""
 
+    is_written: ClassVar[bool] = False
+    """Whether the teacher writes what it shows, anew in every step: then it is prepared first."""
+
     def open(self, problems: Sequence[Problem]) -> None:  # noqa: B027
         """Take what it shows of other problems, once, before any step."""
+
+    def prepare(
+        self,
+        groups: Sequence[Group],
+        sampler: Sampler,
+        sampling: Sampling,
+        occasion: str,
+        reveal: float,
+    ) -> int:
+        """Write what a step's groups are shown, with the weights that score it; returns how many
+        tokens were drawn."""
+        return 0
 
     @abstractmethod
     def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
@@ -44,6 +44,10 @@ class TeacherWeights(ABC):
 
     def setup(self, learner: Learner) -> None:  # noqa: B027
         """Open what is needed, once, before any step or resume."""
+
+    can_write: ClassVar[bool] = True
+    """Whether the student's engine can hold the parameters, so that a view may be written by them.
+    """
 
     @property
     def recording(self) -> Recording | None:
@@ -187,6 +191,7 @@ class Periodic(EMA):
 class External(TeacherWeights):
     """Another model of the same vocabulary."""
 
+    can_write: ClassVar[bool] = False
     path: str
     """A folder or a hub id."""
     model: PreTrainedModel = field(init=False, repr=False, compare=False)
@@ -217,12 +222,6 @@ class External(TeacherWeights):
     def scoring(self, learner: Learner) -> Iterator[Causal]:
         yield self.model
 
-    def weights(self, learner: Learner) -> Iterator[tuple[str, Tensor]]:
-        raise RecipeError(
-            "teacher.views: an Analysis is written in the student's engine, which cannot hold an "
-            "External model; choose other weights for this view"
-        )
-
     def folder(self, model: Model) -> str:
         return self.path
 
@@ -233,6 +232,7 @@ class Cached(TeacherWeights):
     prompts. arXiv 2604.13010.
     """
 
+    can_write: ClassVar[bool] = False
     path: str
     """The recording's folder."""
     opened: Recording = field(init=False, repr=False, compare=False)

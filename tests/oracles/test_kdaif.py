@@ -87,6 +87,24 @@ def test_influences_do_not_depend_on_the_split(tiny_model_dir: Path) -> None:
     assert all(parameter.grad is None for parameter in learner.parameters)
 
 
+def test_a_rank_without_rollouts_gathers_as_often_as_the_others(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, times = open_student(tiny_model_dir), []
+
+    def gathered(value: object) -> object:
+        times.append(1)
+        return value
+
+    monkeypatch.setattr("opd.learner.learner.gather_object", gathered)
+    for mine in (scored(learner, [[4]]), ([], [])):
+        times.clear()
+        source = GradientCosine()
+        source(scored(learner, [[4]]), learner, 0, lambda mine=mine: mine)
+        assert len(times) == 2
+    assert source.direction is not None and not source.direction.any()
+
+
 def test_the_direction_outlasts_a_checkpoint(tiny_model_dir: Path) -> None:
     learner, source, again = open_student(tiny_model_dir), GradientCosine(), GradientCosine()
     source(scored(learner, [[0]]), learner, 0, lambda: scored(learner, [[5, 6]]))

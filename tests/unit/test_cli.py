@@ -197,6 +197,14 @@ def test_show_prints_both_prompts(recipe: Path, capsys: pytest.CaptureFixture[st
         assert part in printed
 
 
+def test_show_says_what_the_teacher_writes(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No model is loaded, so that there is nothing to show of it."""
+    assert main(["show", str(recipe), "teacher.views.notes=Analysis"]) == 0
+    assert "view 'notes': the teacher writes what it shows" in capsys.readouterr().out
+
+
 def test_eval_measures_the_model_on_disk(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(recipe)]) == 0
     assert "held_out" in capsys.readouterr().out

@@ -17,8 +17,10 @@ from opd.privileged import Problem
 from opd.probe import Probe
 from opd.recipe import Recipe
 from opd.reward import Reward
+from opd.rollout.judged import read_judged, write_judged
 from opd.run import Run, open_run
 from opd.step import probe
+from opd.stored import sample
 from opd.types import Rollout, Verdict
 from tests.runs import run, tree
 
@@ -54,6 +56,18 @@ def test_what_is_kept_is_never_trained_on_and_is_the_same_for_every_seed(
         assert {group.problem.prompt.id for group in found.probed} == kept
         assert kept.isdisjoint(p.prompt.id for p in found.stream.problems)
         assert len(found.stream.problems) == len(problems) - 3
+
+
+def test_a_kept_problem_without_a_stored_answer_is_left_out(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = build(Recipe, tree(tiny_model_dir, tmp_path / "a"))
+    sample(recipe, 1000, tmp_path / "all.jsonl")
+    name = Probe(problems=3).kept(recipe.problems.problems())[1].prompt.id
+    write_judged(tmp_path / "one.jsonl", read_judged(tmp_path / "all.jsonl")[name])
+    answers = {"name": "Stored", "path": str(tmp_path / "one.jsonl")}
+    found = opened(tiny_model_dir, tmp_path / "b", probe={"problems": 3, "answers": answers})
+    assert [group.problem.prompt.id for group in found.probed] == [name]
 
 
 def test_the_probes_loss_is_the_mean_over_all_tokens(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from opd.errors import DataError, RecipeError
 from opd.learner.batch import assemble
 from opd.objective.divergence import ForwardKL, ReverseKL
 from opd.objective.logits import ListedLogits, Logits
+from opd.objective.loss import Likelihood
 from opd.objective.support import TopK
+from opd.objective.term import Term
 from opd.recipe import Recipe
 from opd.rollout.chat import Chat
 from opd.rollout.judged import read_judged, write_judged
@@ -25,7 +27,7 @@ from opd.stored import read_groups, sample, score, shown
 from opd.teacher.recording import Form, Recording
 from opd.types import Listed, Rollout
 from tests.runs import run, tree
-from tests.students import open_student
+from tests.students import distance, gradients, open_student
 from tests.unit.test_loop import rows
 
 PLAIN = {"name": "Solution", "template": "$question $solution"}
@@ -180,6 +182,40 @@ def test_a_view_that_is_absent_stays_absent(tiny_model_dir: Path, stored: Path) 
         scores = Recording.open(stored / form).scores("solution", trajectories, batch, learner)
         assert torch.equal(scores.present, batch.sequence != 1)
         assert not scores.logprob[~scores.present].any() and scores.logprob[scores.present].all()
+
+
+@pytest.mark.parametrize(("form", "loss"), [("top", HIGHEST), ("hidden", WHOLE)])
+def test_a_view_that_no_response_of_a_batch_has_leaves_the_other_terms_alone(
+    tiny_model_dir: Path, stored: Path, form: Form, loss: object
+) -> None:
+    recipe = build(Recipe, tree(tiny_model_dir, stored / "unused", **live(loss)))
+    group = read_groups(stored / "rollouts.jsonl", recipe.problems.problems())[0]
+    trajectories = [
+        replace(t, views={}) for t in shown(recipe, group, Chat.open(str(tiny_model_dir)))
+    ]
+    batch = assemble(trajectories, [0], packing=False, pad_id=0)
+    imitate = {"imitate": Term(loss=Likelihood())}
+    found = []
+    for terms in (imitate, {**recipe.terms, **imitate}):
+        learner = open_student(tiny_model_dir, terms)
+        scores = Recording.open(stored / form).scores("solution", trajectories, batch, learner)
+        learner.update([batch], [{"solution": scores}], 0)
+        found.append(gradients(learner))
+    assert distance(*found) < 1e-6
+
+
+def test_views_of_other_problems_are_scored_and_those_that_are_written_are_not(
+    tiny_model_dir: Path, stored: Path, tmp_path: Path
+) -> None:
+    def scored(view: object) -> int:
+        loss = {"name": "SampledReverseKL", "view": "it"}
+        changes = live(loss, teacher={"weights": "Frozen", "views": {"it": view}})
+        recipe = build(Recipe, tree(tiny_model_dir, tmp_path / "unused", **changes))
+        return score(recipe, stored / "rollouts.jsonl", tmp_path / "scores")
+
+    assert scored({"name": "OtherProblem", "show": "answer", "template": "$question $other"}) == 5
+    with pytest.raises(RecipeError, match=r"teacher\.views\.it: what the teacher writes anew"):
+        scored("Analysis")
 
 
 def test_another_tokenizer_is_refused(tiny_model_dir: Path, stored: Path, tmp_path: Path) -> None:
