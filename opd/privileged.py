@@ -4,7 +4,7 @@ import this module (an import contract says so)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opd.types import Prompt, Rollout, Verdict
 
@@ -55,6 +55,8 @@ class Problem:
 
     prompt: Prompt
     privileged: Privileged
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Columns of its row by which the teacher tells problems apart."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, object]
 """One row of a dataset: column to value."""
+
+Wanted = str | int | tuple[str | int, ...]
+"""A value, or several of which any will do."""
 
 Numbered = tuple[int, Row]
 """A row and its number, from 1; in JSON Lines the number of its line."""
@@ -72,8 +75,10 @@ class Dataset:
     """Which commit of a hub dataset; a file has none."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """What a file's bytes must hash to; `opd data check` prints it."""
-    where: dict[str, str | int] = field(default_factory=dict)
-    """Column to the value that a row must have there to be taken."""
+    where: dict[str, Wanted] = field(default_factory=dict)
+    """Column to the value, or to several, that a row must have there to be taken."""
+    labels: tuple[str, ...] = ()
+    """Columns that problems keep, for views that are of some problems alone."""
     repeated: Literal["refuse", "take_agreed"] = "refuse"
     """What becomes of problems with one id: none is taken, or the first of those whose answers all
     agree, letter by letter; where they do not agree none is."""
@@ -110,7 +115,7 @@ class Dataset:
         adapt = adapter_named(self.adapter)
         for number, row in self.chosen_rows(refuse):
             try:
-                yield number, adapted(adapt, row, f"{self.dataset}, row {number}")
+                yield number, adapted(adapt, row, f"{self.dataset}, row {number}", self.labels)
             except LeftOut as reason:
                 left_out[str(reason)] += 1
             except DataError as fault:
@@ -236,33 +241,42 @@ def as_row(value: object, place: str) -> Row:
     return cast("Row", value)
 
 
-def matching(rows: Sequence[Numbered], where: Mapping[str, str | int], name: str) -> list[Numbered]:
-    """The rows that hold every value of `where`, compared as text."""
+def matching(rows: Sequence[Numbered], where: Mapping[str, Wanted], name: str) -> list[Numbered]:
+    """The rows that hold a value of every column of `where`, compared as text."""
     matches = list(rows)
-    for column, value in where.items() if rows else ():
+    for column, wanted in where.items() if rows else ():
+        values = texts(wanted)
         for number, row in matches:
             if column not in row:
                 place = f"{name}, row {number}"
                 raise DataError(f"{place}: column {column!r} is missing; {nearest(column, row)}")
         present = {str(row[column]) for _, row in matches}
-        if str(value) not in present:
-            near = nearest(str(value), present)
-            raise DataError(f"{name}: no row has {value!r} in column {column!r}; {near}")
-        matches = [(number, row) for number, row in matches if str(row[column]) == str(value)]
+        for value in values:
+            if value not in present:
+                near = nearest(value, present)
+                raise DataError(f"{name}: no row has {value!r} in column {column!r}; {near}")
+        matches = [(number, row) for number, row in matches if str(row[column]) in values]
     return matches
 
 
-def adapted(adapt: Callable[[Row], Problem], row: Row, place: str) -> Problem:
-    """The problem that the adapter makes of a row."""
+def texts(wanted: Wanted) -> tuple[str, ...]:
+    """Any of these will do."""
+    return tuple(map(str, wanted if isinstance(wanted, tuple) else (wanted,)))
+
+
+def adapted(
+    adapt: Callable[[Row], Problem], row: Row, place: str, labels: Sequence[str] = ()
+) -> Problem:
+    """The problem that the adapter makes of a row, with the columns that it keeps as `labels`."""
     try:
         problem = adapt(row)
         check_prompt(problem)
+        return replace(problem, labels={column: str(row[column]) for column in labels})
     except KeyError as error:
         columns = ", ".join(row)
         raise DataError(f"{place}: column {error} is missing; the row has {columns}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{place}: {error}; correct the row or its adapter") from None
-    return problem
 
 
 def check_prompt(problem: Problem) -> None:

@@ -35,7 +35,7 @@ from opd.selection import Everything, Selection
 from opd.teacher.exposure import Fixed
 from opd.teacher.score import Teacher
 from opd.teacher.view import Sibling, View
-from opd.teacher.weights import Foreign
+from opd.teacher.weights import Cached, Foreign
 from opd.tree import joined
 
 
@@ -262,6 +262,18 @@ class Recipe:
                 f"teacher.exposure: {type(exposure).__name__} learns from what a probe measures, "
                 "but there is none; set probe={}"
             )
+        self.check_recorded()
+
+    def check_recorded(self) -> None:
+        """What was scored once was scored with whole references."""
+        for name, view in self.teacher.views.items():
+            is_recorded = isinstance(self.teacher.weights_of(name), Cached)
+            shares = any(isinstance(v, View) and v.shows_share for _, v in parts(view))
+            if is_recorded and shares and self.teacher.exposure != Fixed():
+                raise RecipeError(
+                    f"teacher.exposure: the view {name!r} was scored with whole references, and "
+                    "Cached weights score nothing anew; leave it at 1 or take other weights"
+                )
 
     def check_guard(self) -> None:
         """The state that a run goes back to is one that was measured."""

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from opd.config import part
 from opd.errors import DataError
 from opd.privileged import Group, Problem
+from opd.problems import Wanted, texts
 from opd.rollout.engine import Sampling
 from opd.rollout.sampler import Sampler
 from opd.teacher.segments import opening, segments
@@ -359,6 +360,36 @@ class FirstOf(View):
     def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
         found = (view.messages(group, index, reveal) for view in self.views)
         return next((messages for messages in found if messages is not None), None)
+
+
+@part
+class Matching(View):
+    """A view of some problems alone: of those whose row has certain values. Other weights for each
+    such view are other teachers for other problems."""
+
+    quotes_rollouts: ClassVar[bool] = True
+    view: View
+    where: Annotated[dict[str, Wanted], Field(min_length=1)]
+    """As in `problems.where`, of columns that `problems.labels` names."""
+
+    def open(self, problems: Sequence[Problem]) -> None:
+        """Raises DataError when the problems do not keep the columns, or none of them matches."""
+        missing = {column for p in problems for column in self.where if column not in p.labels}
+        if missing:
+            named = ", ".join(sorted(missing))
+            raise DataError(
+                f"problems.labels: a view is of the problems with certain values of {named}, which "
+                f"problems do not keep; set problems.labels=[{', '.join(self.where)}]"
+            )
+        if not any(self.matches(problem) for problem in problems):
+            raise DataError(f"teacher.views: no problem has {self.where}; correct the view's where")
+        self.view.open(problems)
+
+    def matches(self, problem: Problem) -> bool:
+        return all(problem.labels[name] in texts(wanted) for name, wanted in self.where.items())
+
+    def messages(self, group: Group, index: int, reveal: float = 1.0) -> tuple[Message, ...] | None:
+        return self.view.messages(group, index, reveal) if self.matches(group.problem) else None
 
 
 def with_question(prompt: Prompt, question: str) -> tuple[Message, ...]:

@@ -31,6 +31,11 @@ ELSEWHERE = {
     ),
     "minillm": ("teacher.weights.path=data/tiny",),
     "sdfpt": ("teacher.weights.path=data/tiny",),
+    "tmopd_routed": (
+        "teacher.weights.path=data/tiny",
+        "teacher.weights_by_view.skills.path=data/tiny",
+        "benchmarks.skills.limit=4",
+    ),
     "rft": ("source.path={stored}/rollouts.jsonl",),
     "sdzero": ("model.path=data/tiny",),
     "sdzero_revise": tuple(

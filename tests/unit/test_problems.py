@@ -109,8 +109,19 @@ def test_where_and_limit_choose_rows(tmp_path: Path):
     assert ids(dataset(path, where={"family": "sums", "level": 2}).problems()) == ["c"]
     assert ids(dataset(path, where={"family": "sums"}, limit=1).problems()) == ["a"]
     assert ids(dataset(path, where={"family": "products"}, limit=1).problems()) == ["b"]
+    both = dataset(path, where={"family": ("products", "sums"), "level": (2,)})
+    assert ids(both.problems()) == ["c"]
     assert ids(dataset(path, limit=2).problems()) == ["a", "b"]
     assert ids(dataset(path, limit=9).problems()) == ["a", "b", "c"]
+
+
+def test_problems_keep_the_columns_that_are_asked_for(tmp_path: Path):
+    path = lines(tmp_path / "rows.jsonl", *ROWS)
+    kept = dataset(path, labels=("family", "level")).problems()
+    assert [problem.labels["family"] for problem in kept] == ["sums", "products", "sums"]
+    assert kept[2].labels["level"] == "2" and dataset(path).problems()[0].labels == {}
+    with pytest.raises(DataError, match=r"row 1: column 'famly' is missing"):
+        dataset(path, labels=("famly",)).problems()
 
 
 def test_a_limit_reads_no_further(tmp_path: Path):
@@ -170,6 +181,8 @@ def test_a_filter_that_fits_no_row_offers_what_is_there(tmp_path: Path):
         dataset(path, where={"family": "sum"}).problems()
     with pytest.raises(DataError, match="'99' in column 'family'; choose from products, sums"):
         dataset(path, where={"family": "99"}).problems()
+    with pytest.raises(DataError, match=r"'sum' in column 'family'; did you mean 'sums'\?"):
+        dataset(path, where={"family": ("products", "sum")}).problems()
     with pytest.raises(DataError, match=r"row 1: column 'famly' is missing; did you mean 'family'"):
         dataset(path, where={"famly": "sums"}).problems()
 

@@ -22,3 +22,27 @@ from opd.recipe import Recipe
 def test_parts_that_do_not_fit_together_are_refused(name: str, override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         build(Recipe, load_recipe(name, [override]))
+
+
+RECORDED = "teacher.weights={name: Cached, path: scores}"
+
+
+@pytest.mark.parametrize(
+    "exposure",
+    ["0.5", "{name: Random}", "{name: Annealed, share: {name: Linear, start: 1, end: 0}}"],
+)
+def test_scores_of_whole_references_are_not_of_parts(exposure: str) -> None:
+    with pytest.raises(RecipeError, match="'solution' was scored with whole references"):
+        build(Recipe, load_recipe("opsd", [RECORDED, f"teacher.exposure={exposure}"]))
+
+
+def test_what_is_recorded_is_whole_or_another_view() -> None:
+    assert build(Recipe, load_recipe("opsd", [RECORDED, "teacher.exposure=1"]))
+    beside = [
+        "teacher.views.plain=Plain",
+        "teacher.weights_by_view.plain={name: Cached, path: scores}",
+        "teacher.exposure=0.5",
+    ]
+    assert build(Recipe, load_recipe("opsd", beside))
+    with pytest.raises(RecipeError, match="whole references"):
+        build(Recipe, load_recipe("opsd", [*beside, RECORDED]))

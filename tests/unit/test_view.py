@@ -17,6 +17,7 @@ from opd.teacher.view import (
     Feedback,
     FirstOf,
     Instruction,
+    Matching,
     OtherProblem,
     Partial,
     Plain,
@@ -313,3 +314,29 @@ def test_a_teacher_may_think_where_the_student_does_not(tiny_model_dir: Path) ->
         (prompt,) = teacher.contexts(asked, 0, ("plain",), silent).values()
         assert prompt == chat.prompt_ids(asked.problem.prompt.messages)
     assert silent.prompt_ids(asked.problem.prompt.messages) != prompt
+
+
+def labelled(**labels: str) -> Problem:
+    return replace(group(PASSED, privileged=Privileged(answer="4")).problem, labels=labels)
+
+
+def test_a_view_of_some_problems_alone() -> None:
+    sums, products = labelled(family="sums", level="2"), labelled(family="products", level="2")
+    view = Matching(view=Answer(template="$question $answer"), where={"family": "sums", "level": 2})
+    view.open((sums, products))
+    seen = [view.messages(Group(p, (), ()), 0) for p in (sums, products)]
+    assert seen[1] is None and seen[0] is not None and seen[0][-1].content.endswith(" 4")
+    either = Matching(view=Plain(), where={"family": ("sums", "products")})
+    assert all(either.messages(Group(p, (), ()), 0) for p in (sums, products))
+
+
+def test_problems_that_a_view_cannot_tell_apart_are_refused() -> None:
+    view = Matching(view=Plain(), where={"family": "sums"})
+    with pytest.raises(DataError, match=r"do not keep; set problems\.labels=\[family\]"):
+        view.open((labelled(level="2"),))
+    with pytest.raises(DataError, match="no problem has"):
+        view.open((labelled(family="products"),))
+    other = Matching(view=OtherProblem(), where={"family": "sums"})
+    other.open((labelled(family="sums"),))
+    with pytest.raises(DataError, match="other problem number 1"):
+        other.messages(Group(labelled(family="sums"), (), ()), 0)
