@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,20 +32,15 @@ def advantage(student: float, said: tuple[float, float, float]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("student", "said", "expected", "sampled_loss"),
+    ("student", "said", "expected"),
     [
-        (0.2, (0.4, 0.3, 0.5), 0.692479, 1.114503),
-        (0.3, (0.6, 0.3, 0.1), -0.115574, -0.139148),
-        (0.3, (0.1, 0.12, 0.6), -0.345765, None),
+        (0.2, (0.4, 0.3, 0.5), 0.692479),
+        (0.3, (0.6, 0.3, 0.1), -0.115574),
+        (0.3, (0.1, 0.12, 0.6), -0.345765),
     ],
 )
-def test_gated_advantage(
-    student: float, said: tuple[float, float, float], expected: float, sampled_loss: float | None
-) -> None:
-    found = advantage(student, said)
-    assert found == pytest.approx(expected, abs=1e-6)
-    if sampled_loss is not None:
-        assert -found * math.log(student) == pytest.approx(sampled_loss, abs=1e-6)
+def test_gated_advantage(student: float, said: tuple[float, float, float], expected: float) -> None:
+    assert advantage(student, said) == pytest.approx(expected, abs=1e-6)
 
 
 def test_views_that_say_what_the_student_says_pull_nowhere() -> None:

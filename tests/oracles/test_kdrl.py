@@ -23,7 +23,6 @@ def test_the_mean_gradient_is_the_reverse_kls() -> None:
     (found,) = torch.autograd.grad((STUDENT * value).sum(), logits)
     assert found.tolist() == pytest.approx([-0.226547, 0.026630, 0.199917], abs=1e-6)
     excess = (STUDENT / TEACHER).log()
-    assert excess.tolist() == pytest.approx([-0.336472, 0.223144, 0.916291], abs=1e-6)
     assert value.tolist() == pytest.approx((excess * STUDENT.log()).tolist(), abs=1e-6)
 
 

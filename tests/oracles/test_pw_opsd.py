@@ -38,4 +38,5 @@ def test_weights_of_one_are_the_base_method(tiny_model_dir: Path) -> None:
     found = [update_of(tiny_model_dir, {"distil": term}, trajectories) for term in (flat, base)]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert distance(found[0][1], found[1][1]) < 1e-5
-    assert distance(update_of(tiny_model_dir, {"distil": weighted}, trajectories)[1], found[1][1])
+    _, pull = update_of(tiny_model_dir, {"distil": weighted}, trajectories)
+    assert distance(pull, found[1][1]) > 1e-2

@@ -33,10 +33,10 @@ def shaped(advantage: float, right: float, *wrong: float) -> float:
 def test_the_gap_is_to_the_mean_probability_of_wrong_siblings() -> None:
     credit = residual()
     sides = {"right": 0.7, "wrong": 0.4, "wrong_too": 0.2}
-    linear = replace(credit, scale=100.0, temperature=100.0)
+    linear = replace(credit, scale=1e4, temperature=1e4)
     seen = {view: seen_of([math.log(p)]) for view, p in sides.items()}
     found = linear(torch.tensor([1.0]), torch.zeros(1), batch_of([1]), seen).item()
-    assert found == pytest.approx(1.847297860, abs=1e-4)
+    assert found == pytest.approx(1.847297860, abs=1e-6)
 
 
 @pytest.mark.parametrize(("advantage", "found"), [(0.3, 0.8), (-0.3, 0.0), (-0.8, -0.3), (0, 0)])

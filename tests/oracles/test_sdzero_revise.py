@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from opd.config import build, load_recipe
-from opd.learner.batch import build_context
 from opd.objective.loss import Likelihood
 from opd.privileged import Group, Privileged, Problem
 from opd.recipe import Recipe
@@ -58,13 +57,6 @@ def test_what_is_learned_of_a_revision(tiny_model_dir: Path, tmp_path: Path) -> 
     assert revision.prompt_ids + revision.token_ids == plain + stream.token_ids
     assert stream.prompt_ids == plain
     assert chat.text(stream.token_ids) == "wronNOright"
-
-
-def test_lengths_of_an_attempt_that_is_read_again() -> None:
-    """10 tokens of prompt, 6 of response, 4 between: places 20 to 25 of 26 are compared."""
-    context = build_context([tuple(range(20))], [tuple(range(6))], packing=False, pad_id=0)
-    assert context.input_ids.shape == (1, 26)
-    assert context.predict_at.tolist() == [19, 20, 21, 22, 23, 24]
 
 
 @pytest.mark.parametrize(("status", "cue"), [("pass", "Y"), ("fail", "N"), ("no_answer", "N")])
