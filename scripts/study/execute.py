@@ -56,18 +56,26 @@ def start(run: Run) -> None:
         refuse_another(run)
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    began, worked = time.perf_counter(), processor_seconds()
-    commands = [command for path, command in run.made if not path.exists()]
     with log_of(run).open("w") as log:
-        failed = any(called(command, log) for command in (*commands, run.command))
-    took, cost = time.perf_counter() - began, processor_seconds() - worked
-    print(
-        f"{run.folder.name}: {took:.0f} s, {cost:.0f} s of one core"
-        + (f", failed: {fault(run)}" if failed else "")
-    )
-    row = {"run": run.folder.name, "seconds": took, "core_seconds": cost, **circumstances()}
+        for path, command in run.made:
+            if not path.exists() and costing(run, path.name, command, log):
+                break
+        else:
+            costing(run, run.folder.name, run.command, log)
+    if last := fault(run):
+        print(f"{run.folder.name}: failed: {last}")
+
+
+def costing(run: Run, name: str, command: Sequence[str], log: TextIO) -> int:
+    """The exit status of a command whose cost is printed and kept under `name`."""
+    began, worked = time.perf_counter(), processor_seconds()
+    status = called(command, log)
+    took, work = time.perf_counter() - began, processor_seconds() - worked
+    print(f"{name}: {took:.0f} s, {work:.0f} s of one core", flush=True)
+    row = {"name": name, "seconds": took, "core_seconds": work, **circumstances()}
     with (run.folder.parent / COSTS).open("a") as costs:
         costs.write(json.dumps(row) + "\n")
+    return status
 
 
 def called(command: Sequence[str], log: TextIO) -> int:

@@ -86,10 +86,10 @@ class Found:
 
 
 def costs(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Run to what it took when it was last trained, and under which circumstances."""
+    """Run, or what was made for one, to what it last took and under which circumstances."""
     path = folder / COSTS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["run"]: row for row in rows}
+    return {row["name"]: row for row in rows}
 
 
 def is_finished(run: Run) -> bool:

@@ -95,6 +95,7 @@ def write_page(study: Study, rates: Mapping[str, str], source: Path) -> Path:
         "faults": faults,
         "rates": rates,
         "names": target_names(study),
+        "made": made(study, findings),
         "circumstances": circumstances(findings),
         "versions": summary_of(findings[study.base][0].run)["versions"],
     }
@@ -156,6 +157,13 @@ def core_seconds(found: Sequence[Found]) -> float | None:
     kept = [costs(run.run.folder.parent).get(run.run.folder.name) for run in found]
     known = [row["core_seconds"] for row in kept if row is not None]
     return fmean(known) if known else None
+
+
+def made(study: Study, findings: Findings) -> dict[str, float]:
+    """Core seconds of what was made once for a row's seeds."""
+    kept = costs(Path(study.output))
+    names = [path.name for found in findings.values() for path, _ in found[0].run.made]
+    return {name: kept[name]["core_seconds"] for name in names if name in kept}
 
 
 def circumstances(findings: Findings) -> list[str]:

@@ -279,7 +279,7 @@ def test_a_study_runs_what_is_missing_and_goes_on(study: Any, opened: Any, tmp_p
     # What a row stands on is made before it, unless it is there.
     assert "resolved recipe" in study("execute").log_of(done).read_text()
     costs = study("found").costs(done.folder.parent)
-    assert costs.keys() == {done.folder.name, lost.folder.name}
+    assert costs.keys() == {"made", done.folder.name, lost.folder.name}
     assert all(row["core_seconds"] > 0 and row["commit"] for row in costs.values())
     before = (done.folder / "metrics.jsonl").read_bytes()
     study("execute").start(done)
@@ -287,3 +287,4 @@ def test_a_study_runs_what_is_missing_and_goes_on(study: Any, opened: Any, tmp_p
     assert study("found").read_run(done).curves["held_out"][-1].step == 1
     text = study("page").write_page(short, {}, tmp_path / "s.yaml").read_text()
     assert f"commit {costs[done.folder.name]['commit']}" in text
+    assert f"`made` {costs['made']['core_seconds']:.0f}." in text
