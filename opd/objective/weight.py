@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from math import ceil
 from typing import Annotated, Literal
 
 import torch
@@ -19,7 +20,8 @@ from opd.objective.token_credit import mean_probability
 from opd.types import Batch, Scores, Seen, Tokens
 
 ROUNDING = 1e-8
-"""Variance of log-probs, nats squared, below which views differ by rounding alone."""
+"""Variance of log-probs, nats squared, below which views differ by rounding alone; and what a count
+may exceed a whole number by."""
 
 
 class Weight(ABC):
@@ -187,6 +189,8 @@ class Leaning(Weight):
 
     view: str
     when: Literal["raised", "lowered"]
+    beyond: float = 0.0
+    """By how much more, nats; below 0 those that it likes a little less are raised too."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -194,7 +198,7 @@ class Leaning(Weight):
 
     def __call__(self, batch: Batch, scores: Mapping[str, Scores]) -> Tensor:
         teacher = scores[self.view]
-        raised = teacher.logprob > batch.sampled_logprob
+        raised = teacher.logprob - batch.sampled_logprob > self.beyond
         chosen = raised if self.when == "raised" else ~raised
         return (chosen & teacher.present & ~batch.sampled_logprob.isnan()).float()
 
@@ -288,3 +292,28 @@ class Agreement(UpdateWeight):
         usual = torch.quantile(judged, self.quantile).clamp(min=ROUNDING)
         distance = (variance / usual).clamp(max=self.largest)
         return (1 / (1 + self.strength * distance)).clamp(min=self.least)
+
+
+@part
+class MostUnsure(UpdateWeight):
+    """1 on the share of the update's tokens at which a view has the highest entropies, 0 on the
+    others and where it is absent. A `Plain` view under `Live` weights is the student itself.
+    arXiv 2603.11137; over the whole update is ours."""
+
+    view: str
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Of the tokens that other weights count, rounded up; ties with the last of them count too."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        seen = teachers[self.view]
+        known = seen.entropy[seen.present]
+        if not len(known):
+            return torch.zeros_like(seen.entropy)
+        # 0.55 * 100 is a little more than 55.
+        count = ceil(self.share * len(known) - ROUNDING)
+        least = known.topk(count).values[-1]
+        return ((seen.entropy >= least) & seen.present).to(seen.entropy.dtype)

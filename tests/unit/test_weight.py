@@ -16,6 +16,7 @@ from opd.objective.weight import (
     Confidence,
     Differing,
     FirstTokens,
+    MostUnsure,
     Only,
     PassRate,
     Position,
@@ -192,3 +193,21 @@ def test_views_that_agree_everywhere_weigh_all_tokens_alike() -> None:
     seen = views_of([[-1.0, -2.0], [-1.0, -2.000001]])
     found = Agreement(among=("v0", "v1")).over_update(batch_of([2]), seen)
     assert found.tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_the_least_sure_share_of_an_update() -> None:
+    entropy = [0.1, 0.5, 0.3, 0.9, 0.7, 0.2]
+    present = torch.tensor([True, True, True, False, True, True])
+    seen = {"itself": Seen(torch.zeros(6), torch.tensor(entropy), present)}
+
+    def kept(share: float) -> list[float]:
+        return MostUnsure(view="itself", share=share).over_update(batch_of([6]), seen).tolist()
+
+    assert kept(0.2) == [0, 0, 0, 0, 1, 0]
+    assert kept(0.21) == kept(0.4) == [0, 1, 0, 0, 1, 0]
+    assert kept(1.0) == [1, 1, 1, 0, 1, 1]
+    many = Seen(torch.zeros(100), torch.arange(100.0), torch.ones(100, dtype=torch.bool))
+    most = MostUnsure(view="itself", share=0.55).over_update(batch_of([100]), {"itself": many})
+    assert most.sum().item() == 55 and most[-55:].all()
+    nobody = Seen(torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+    assert MostUnsure(view="v").over_update(batch_of([2]), {"v": nobody}).tolist() == [0, 0]
