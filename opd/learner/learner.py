@@ -344,7 +344,8 @@ def pooled(
 
 
 def over_ranks(totals: Mapping[str, float]) -> dict[str, float]:
-    """Sums, means where a count stands beside the sum, and largest values of all ranks."""
+    """Sums, means where a count stands beside the sum, and largest values of all ranks. A mean over
+    nothing is left out."""
     ranks: list[Mapping[str, float]] = gather_object([dict(totals)])
     names = sorted({name for rank in ranks for name in rank})
     found: dict[str, float] = {}
@@ -354,8 +355,8 @@ def over_ranks(totals: Mapping[str, float]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, value in found.items():
         kind, _, key = name.partition(":")
-        if kind != "count":
-            metrics[key] = value / max(1.0, found.get(f"count:{key}", 1.0))
+        if kind != "count" and (count := found.get(f"count:{key}", 1.0)):
+            metrics[key] = value / count
     return metrics
 
 

@@ -250,12 +250,16 @@ class Hysteresis(Schedule):
         return self.value if self.is_on else 0.0
 
     def observe(self, update: Update, groups: Sequence[Group]) -> None:
-        """Raises RecipeError when the update has no such metric."""
+        """Raises RecipeError when an update that learned from tokens reports nothing of what the
+        metric is of; a view that no response had changes nothing."""
         if self.metric not in update.metrics:
-            known = ", ".join(sorted(update.metrics))
-            raise RecipeError(
-                f"Hysteresis: no update reports {self.metric!r}; name one of these: {known}"
-            )
+            about = self.metric.rpartition("/")[2]
+            if update.tokens and about not in {name.rpartition("/")[2] for name in update.metrics}:
+                known = ", ".join(sorted(update.metrics))
+                raise RecipeError(
+                    f"Hysteresis: no update reports {self.metric!r}; name one of these: {known}"
+                )
+            return
         found = update.metrics[self.metric]
         if len(self.first) < self.settle:
             self.first.append(found)

@@ -138,6 +138,20 @@ def test_views_that_nobody_has_give_zero(student: Student, trajectories: list[Tr
     assert all(bool((value == 0).all()) for value in found.values())
 
 
+def test_a_mean_over_nothing_is_not_reported(
+    student: Student, trajectories: list[Trajectory]
+) -> None:
+    found = []
+    for some in (trajectories, [replace(t, views={}) for t in trajectories]):
+        learner = student({"distil": distil("solution"), "imitate": Term(loss=Likelihood())})
+        teacher = Teacher(weights=Live(), views={"solution": Plain()})
+        batches = pack(some, tokens_per_batch=10_000, packing=False, pad_id=0)
+        update = learner.update(batches, teacher.score(some, batches, ("solution",), learner), 0)
+        found.append({name for name in update.metrics if name.endswith("/solution")})
+    assert {"teacher_gap/solution", "teacher_entropy/solution"} < found[0]
+    assert found[1] == {"teacher_present/solution"}
+
+
 def test_disjoint_terms_add_up(student: Student, trajectories: list[Trajectory]) -> None:
     won = {"won": distil("solution", Only(when="success"))}
     lost = {"lost": distil("solution", Only(when="failure"))}

@@ -78,7 +78,7 @@ def seen(schedule: Hysteresis, *values: float) -> list[float]:
     """What the schedule says after each of the values."""
     found = []
     for step, value in enumerate(values):
-        schedule.observe(Update(step, 0.0, 0.0, 0, {"entropy": value}), [])
+        schedule.observe(Update(step, 0.0, 0.0, 9, {"entropy": value}), [])
         found.append(schedule.at(step + 1, 100))
     return found
 
@@ -96,6 +96,19 @@ def test_hysteresis_goes_on_where_it_stopped() -> None:
     again = Hysteresis(value=0.5, metric="entropy", settle=2)
     again.load_state_dict(half.state_dict())
     assert first + seen(again, *values[4:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "metrics"), [(9, {"teacher_present/solution": 0.0}), (0, {"success": 0.0})]
+)
+def test_hysteresis_rests_while_no_response_has_the_view(
+    tokens: int, metrics: dict[str, float]
+) -> None:
+    gate = Hysteresis(value=0.5, metric="teacher_entropy/solution", settle=1)
+    gate.observe(Update(0, 0.0, 0.0, 9, {"teacher_entropy/solution": 1.0}), [])
+    before = gate.state_dict()
+    gate.observe(Update(1, 0.0, 0.0, tokens, metrics), [])
+    assert gate.state_dict() == before and gate.at(2, 10) == 0.5
 
 
 def test_hysteresis_of_a_metric_that_is_not_there_is_refused() -> None:
