@@ -17,9 +17,8 @@ from opd.learner.influence import InfluenceSource, NoInfluence
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
-from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
+from opd.objective.loss import Distill, SequenceLoss
 from opd.objective.schedule import Adaptive, Between, Schedule, Steered
-from opd.objective.sequence_loss import SequencePolicyGradient
 from opd.objective.span_loss import SpanLoss
 from opd.objective.term import Term
 from opd.objective.weight import Influence, PassRate
@@ -114,9 +113,7 @@ class Recipe:
         for name, term in self.terms.items():
             self.check_views(name, term)
             self.check_temperature(name, term)
-        ratios = PolicyGradient | SequencePolicyGradient
-        if any(isinstance(term.loss, ratios) for term in self.terms.values()):
-            self.check_policy_gradient()
+        self.check_sampler()
         self.check_pools()
         self.check_siblings()
         self.check_written()
@@ -175,12 +172,13 @@ class Recipe:
                     f"{pool!r} but do not count the same things; give them one average"
                 )
 
-    def check_policy_gradient(self) -> None:
+    def check_sampler(self) -> None:
         """Written responses have no sampling policy to take a ratio to."""
-        if not self.source.tells_logprobs:
+        name = next((name for name, term in self.terms.items() if term.loss.needs_sampler), None)
+        if name is not None and not self.source.tells_logprobs:
             raise RecipeError(
-                "source: a policy-gradient term needs sampled rollouts, but here some are written; "
-                "set source=OnPolicy or drop the term"
+                f"source: terms.{name} needs sampled rollouts, but here some are written, and have "
+                "no policy that drew them; set source=OnPolicy or drop the term"
             )
 
     def check_pass_rates(self, name: str, term: Term) -> None:

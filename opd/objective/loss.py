@@ -55,6 +55,12 @@ class Loss(ABC):
         """Those of its views without which a token does not count."""
         return self.views
 
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether it compares with the policy that drew a token: of one that was written down it
+        has no value."""
+        return False
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -306,6 +312,10 @@ class RatioReverseKL(TokenLoss):
     def views(self) -> tuple[str, ...]:
         return (self.view,)
 
+    @property
+    def needs_sampler(self) -> bool:
+        return True
+
     def tokens(
         self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
@@ -338,6 +348,10 @@ class PolicyGradient(TokenLoss):
     @property
     def needed(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def needs_sampler(self) -> bool:
+        return True
 
     def tokens(
         self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]

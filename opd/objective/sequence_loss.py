@@ -39,6 +39,10 @@ class SequencePolicyGradient(SequenceLoss):
     def views(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def needs_sampler(self) -> bool:
+        return True
+
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
@@ -152,6 +156,10 @@ class ReturnToGo(SequenceLoss):
     @property
     def views(self) -> tuple[str, ...]:
         return (self.view,)
+
+    @property
+    def needs_sampler(self) -> bool:
+        return True
 
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from opd.config import part
 from opd.learner.learner import Learner
-from opd.learner.model import Causal, head_of
+from opd.learner.model import Causal, causal_of, head_of
 from opd.parts import parts
 from opd.privileged import Group, Problem, Trajectory
 from opd.rollout.chat import Chat
@@ -139,7 +139,8 @@ class Teacher:
         view: str,
         learner: Learner,
     ) -> list[Scores]:
-        """The scores of each batch's action tokens behind the prompts of `view`."""
+        """The scores of each batch's action tokens behind the prompts of `view`; what has no room
+        in the model's context counts as absent."""
         head, weights = head_of(model), self.weights_of(view)
         scores = [unseen(batch, head, learner.temperature) for batch in batches]
         places: dict[int, tuple[int, slice]] = {}
@@ -156,9 +157,13 @@ class Teacher:
             aligned = weights.aligned({member: trajectories[member].rollout for member in asked})
             responses = {member: response.token_ids for member, response in aligned.items()}
             asked = list(aligned)
+        # What the student has positions for may be too long for another model.
+        longest = causal_of(model).config.max_position_embeddings
+        prompts = {member: trajectories[member].views[view] for member in asked}
+        asked = [m for m in asked if len(prompts[m]) + len(responses[m]) <= longest]
         found = sweep(
             model,
-            [trajectories[member].views[view] for member in asked],
+            [prompts[member] for member in asked],
             [responses[member] for member in asked],
             tokens_per_batch=self.tokens_per_batch,
             packing=any(batch.student.boundaries is not None for batch in batches),

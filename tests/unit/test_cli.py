@@ -55,7 +55,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("model.path=no/such/model", 2, "model.path: no/such/model"),
         ("problems.dataset=no/such/rows.jsonl", 4, "no/such/rows.jsonl"),
         ("problems.adapter=data.gsm8k:problems", 2, "adapter.*problem"),
-        ("source=Demonstrations", 2, "source: a policy-gradient term needs sampled"),
+        ("source=Demonstrations", 2, "source: terms.reinforce needs sampled"),
         ("teacher.views.solution=Sibling", 0, ""),
         ("sampling.max_response_tokens=5000", 4, "max_response_tokens=5000"),
         ("max_length=40", 4, "exceed the context of 40"),

@@ -46,3 +46,19 @@ def test_what_is_recorded_is_whole_or_another_view() -> None:
     assert build(Recipe, load_recipe("opsd", beside))
     with pytest.raises(RecipeError, match="whole references"):
         build(Recipe, load_recipe("opsd", [*beside, RECORDED]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "term"),
+    [
+        ("grpo", "reinforce"),
+        ("gspo", "reinforce"),
+        ("minillm", "rest_of_the_response"),
+        ("skillsd", "distil"),
+    ],
+)
+def test_what_takes_a_ratio_to_the_sampler_needs_one(recipe: str, term: str) -> None:
+    tree = load_recipe(recipe, ["source={name: Demonstrations, read: solution}"])
+    alone = {**tree, "terms": {term: tree["terms"][term]}}  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(RecipeError, match=rf"source: terms\.{term} needs sampled rollouts"):
+        build(Recipe, alone)

@@ -170,7 +170,7 @@ def test_only_sources_with_log_probs_serve_a_policy_gradient(tmp_path: Path) -> 
     path = {"name": "Stored", "path": "somewhere.jsonl"}
     assert recipe(path).source.tells_logprobs
     for inner in ({**path, "learned": "text"}, {**path, "learned": "stream"}, "Demonstrations"):
-        with pytest.raises(RecipeError, match="source: a policy-gradient term needs sampled"):
+        with pytest.raises(RecipeError, match=r"source: terms\.reinforce needs sampled"):
             recipe({"name": "Mixed", "first": "OnPolicy", "second": inner})
 
 

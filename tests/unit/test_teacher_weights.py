@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from opd.errors import RecipeError
 from opd.learner.batch import pack
@@ -20,6 +21,7 @@ from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import EMA, External, Frozen, Live, Periodic, TeacherWeights
 from opd.types import Batch
+from tests.conftest import save_random_model
 from tests.students import draw_trajectories, open_student
 
 
@@ -159,6 +161,26 @@ def test_external_scores_with_the_other_model(
     teacher.weights.setup(learner)
     want = scored(teach(Live()), trajectories, open_student(tied_model_dir))
     assert torch.equal(scored(teacher, trajectories, learner), want)
+
+
+def test_what_is_too_long_for_another_model_is_absent(
+    tiny_model_dir: Path, tmp_path: Path, trajectories: list[Trajectory]
+) -> None:
+    lengths = [len(t.views["solution"]) + len(t.rollout.token_ids) for t in trajectories if t.views]
+    longest = sorted(lengths)[3]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    short = save_random_model(tmp_path / "short", tokenizer, context_length=longest)
+    learner, teacher = open_student(tiny_model_dir), teach(External(path=str(short)))
+    teacher.weights.setup(learner)
+    batches = in_one(trajectories)
+    for batch, found in zip(
+        batches, teacher.score(trajectories, batches, ("solution",), learner), strict=True
+    ):
+        here = found["solution"].present
+        for row, member in enumerate(batch.members):
+            views, response = trajectories[member].views, trajectories[member].rollout.token_ids
+            fits = bool(views) and len(views["solution"]) + len(response) <= longest
+            assert here[batch.sequence == row].tolist() == [fits] * len(response)
 
 
 @pytest.mark.parametrize("lora", [False, True])
