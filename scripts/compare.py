@@ -17,6 +17,7 @@ from pathlib import Path
 
 from study.execute import chosen_rates, execute
 from study.page import write_page
+from study.picture import draw_pictures
 from study.plan import open_study
 
 from opd.errors import OpdError
@@ -32,7 +33,9 @@ def main() -> None:
     try:
         study = open_study(options.study)
         rates = chosen_rates(study) if options.page_only else execute(study)
-        print(write_page(study, rates, options.study))
+        page = write_page(study, rates, options.study)
+        draw_pictures(page.parent)
+        print(page)
     except OpdError as error:
         raise SystemExit(str(error)) from error
 

@@ -1,4 +1,7 @@
-"""The page of a study: one Markdown file with its figures beside it, and one HTML file with all."""
+"""The page of a study: one Markdown file with its figures beside it, and one HTML file with all.
+
+The Markdown shows the figures as the pictures that `study.picture` draws of them.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from opd.errors import DataError, RecipeError
 
@@ -217,9 +218,29 @@ def test_one_page_tells_what_was_found(study: Any, opened: Any, tmp_path: Path) 
     assert text.count("**seen**") == 3 and "{{" not in text
     html = (tmp_path / "page" / "study.html").read_text()
     assert html.count("<svg") >= 4 and "http-equiv" in html and "<script" not in html
-    for figure in ("accuracy.svg", "curves.svg"):
-        assert figure in text and (tmp_path / "page" / figure).exists()
+    for figure in ("accuracy", "curves"):
+        assert f"({figure}.png)" in text and (tmp_path / "page" / f"{figure}.svg").exists()
     assert "not be run" not in html and "&lt;" not in html
+
+
+def test_figures_become_pictures(study: Any, tmp_path: Path) -> None:
+    """By a real browser: twice as wide, of the figure's own shape and colour."""
+    figure = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1040 52">{}</svg>'
+    (tmp_path / "red.svg").write_text(figure.format('<rect width="1040" height="52" fill="red"/>'))
+    try:
+        (picture,) = study("picture").draw_pictures(tmp_path)
+    except DataError as error:
+        pytest.skip(str(error))
+    image = Image.open(picture)
+    assert image.size == (2080, 104) and image.getpixel((1000, 50)) == (255, 0, 0)
+
+
+def test_pictures_need_a_browser(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="need Chromium"):
+        study("picture").draw_pictures(tmp_path)
 
 
 def test_a_page_needs_its_base_and_a_run_its_settings(study: Any, opened: Any) -> None:
