@@ -40,6 +40,7 @@ class Loss(ABC):
         "Preference": "opd.objective.sequence_loss:Preference",
         "ReturnToGo": "opd.objective.sequence_loss:ReturnToGo",
         "Corrected": "opd.objective.sequence_loss:Corrected",
+        "Redistributed": "opd.objective.sequence_loss:Redistributed",
         "SequencePolicyGradient": "opd.objective.sequence_loss:SequencePolicyGradient",
         "SortedDistance": "opd.objective.span_loss:SortedDistance",
         "SuccessClassifier": "opd.objective.sequence_loss:SuccessClassifier",
@@ -356,9 +357,19 @@ class PolicyGradient(TokenLoss):
     def tokens(
         self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
+        return self.following(self.advantages(logprob, batch, teachers), logprob, batch)
+
+    def advantages(self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        """A `[N]` of each token, detached, from log-probs `[N]`."""
         advantage = batch.advantage[batch.sequence]
         for reshaped in self.token_credit:
             advantage = reshaped(advantage, logprob.detach(), batch, teachers)
+        return advantage
+
+    def following(
+        self, advantage: Tensor, logprob: Tensor, batch: Tokens
+    ) -> tuple[Tensor, Observed]:
+        """Losses `[N]` and metrics from advantages and log-probs `[N]`."""
         before = batch.sampled_logprob if self.correction is None else logprob.detach()
         change = ratio(logprob, before)
         loss, observed = surrogate(change, advantage, self.clip_low, self.clip_high)

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from opd.config import part
 from opd.objective.clip import surrogate
 from opd.objective.correction import Correction, ratio
-from opd.objective.loss import Observed, RowLoss, SequenceLoss, TokenLoss
+from opd.objective.loss import Observed, PolicyGradient, RowLoss, SequenceLoss, TokenLoss
 from opd.types import Seen, Tokens
 
 TINY = 1e-8
@@ -243,6 +243,36 @@ class Corrected(SequenceLoss):
         own = replace(tokens, sampled_logprob=before)
         per_token, observed = self.loss.tokens(values, own, teachers)
         return per_token * factor, {**observed, "factor": factor}
+
+
+@part
+class Redistributed(SequenceLoss):
+    """A policy gradient whose token credits only move credit within a response: what they add to
+    each token's advantage is less its mean over the response's tokens. arXiv 2609.36742 (that the
+    mean is the response's is ours)."""
+
+    loss: PolicyGradient
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return self.loss.needed
+
+    @property
+    def needs_sampler(self) -> bool:
+        return self.loss.needs_sampler
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        own = tokens.advantage[tokens.sequence]
+        added = self.loss.advantages(values, tokens, teachers) - own
+        moved = added - sequence_means(added, tokens)[tokens.sequence]
+        loss, observed = self.loss.following(own + moved, values, tokens)
+        return loss, {**observed, "moved": moved.abs()}
 
 
 def accumulated(added: Tensor, rate: Tensor, tokens: Tokens, *, backward: bool) -> Tensor:
