@@ -22,8 +22,11 @@ class Limit:
     least: float | None = None
     most: float | None = None
     against: Literal["nothing", "difference", "ratio"] = "nothing"
-    """What the bounds are of: the number itself, what it has moved from its first reading, or how
-    many times its first reading it is."""
+    """What the bounds are of: the number itself, what it has moved from an earlier reading, or how
+    many times an earlier reading it is."""
+    reading: Literal["first", "best"] = "first"
+    """The earlier one: the first, or the best so far, which is the highest where `least` is set and
+    the lowest where `most` is."""
     patience: Annotated[int, Field(gt=0)] = 1
     """Readings in a row outside before anything happens."""
     then: Action = "warn"
@@ -31,12 +34,21 @@ class Limit:
     def __post_init__(self) -> None:
         if self.least is None and self.most is None:
             raise ValueError("a limit needs least, most or both")
+        if self.reading == "best" and (None not in (self.least, self.most)):
+            raise ValueError("the best reading is the highest or the lowest; set least or most")
+        if self.reading == "best" and self.against == "nothing":
+            raise ValueError("a limit against nothing reads no best; set against")
 
-    def measured(self, value: float, first: float) -> float:
+    def measured(self, value: float, earlier: float) -> float:
         """What the bounds are of."""
         if self.against == "nothing":
             return value
-        return value - first if self.against == "difference" else value / max(first, 1e-12)
+        return value - earlier if self.against == "difference" else value / max(earlier, 1e-12)
+
+    def kept(self, earlier: float, value: float) -> float:
+        """The reading that the next one is compared with."""
+        is_better = value < earlier if self.least is None else value > earlier
+        return value if self.reading == "best" and is_better else earlier
 
     def is_kept(self, measured: float) -> bool:
         """Whether it lies within; what is no number does not."""
@@ -62,8 +74,8 @@ class Guard:
     """Multiplies the learning rate each time that the run goes back."""
     rollbacks: Annotated[int, Field(ge=0)] = 2
     """How often a run goes back before it stops instead."""
-    firsts: dict[str, float] = field(init=False, default_factory=dict, repr=False, compare=False)
-    """Limit to the first reading of its metric."""
+    earlier: dict[str, float] = field(init=False, default_factory=dict, repr=False, compare=False)
+    """Limit to the reading that its metric is compared with."""
     outside: dict[str, int] = field(init=False, default_factory=dict, repr=False, compare=False)
     """Limit to the readings in a row that were outside."""
     rolled_back: int = field(init=False, default=0, repr=False, compare=False)
@@ -80,7 +92,7 @@ class Guard:
 
     def unread(self) -> list[str]:
         """The limits whose metric has never been read."""
-        return [name for name in self.limits if name not in self.firsts]
+        return [name for name in self.limits if name not in self.earlier]
 
     def read(self, readings: Mapping[str, float]) -> list[Breach]:
         """Take the readings of a moment in; the limits whose patience is at an end."""
@@ -89,19 +101,21 @@ class Guard:
             if limit.metric not in readings:
                 continue
             value = readings[limit.metric]
-            measured = limit.measured(value, self.firsts.setdefault(name, value))
+            earlier = self.earlier.setdefault(name, value)
+            measured = limit.measured(value, earlier)
             self.outside[name] = 0 if limit.is_kept(measured) else self.outside.get(name, 0) + 1
             if self.outside[name] >= limit.patience:
                 breaches.append(Breach(self.sentence(name, value, measured), limit.then))
+            self.earlier[name] = limit.kept(earlier, value)
         return breaches
 
     def sentence(self, name: str, value: float, measured: float) -> str:
         """What is outside, and of what."""
-        limit, first = self.limits[name], self.firsts[name]
+        limit, earlier = self.limits[name], self.earlier[name]
         about = {
             "nothing": "",
-            "difference": f", {measured:+.4g} from {first:.4g} at first",
-            "ratio": f", {measured:.3g} times {first:.4g} at first",
+            "difference": f", {measured:+.4g} from {earlier:.4g} at {limit.reading}",
+            "ratio": f", {measured:.3g} times {earlier:.4g} at {limit.reading}",
         }[limit.against]
         bounds = [
             f"{word} {bound:g}"
@@ -115,9 +129,9 @@ class Guard:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"firsts": dict(self.firsts), "outside": dict(self.outside)}
+        state = {"earlier": dict(self.earlier), "outside": dict(self.outside)}
         return {**state, "rolled_back": self.rolled_back}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.firsts, self.outside = dict(state["firsts"]), dict(state["outside"])
+        self.earlier, self.outside = dict(state["earlier"]), dict(state["outside"])
         self.rolled_back = state["rolled_back"]

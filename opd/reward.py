@@ -53,12 +53,28 @@ class Judge:
         """Raises DataError for a problem that the reward cannot judge."""
         self._reward = reward
         self._problems = {problem.prompt.id: problem for problem in problems}
+        self._stored: dict[object, Verdict] = {}
         self._mapped(self._check, list(self._problems.values()))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """One verdict a rollout, in order. A reward that fails gives `no_verdict`, never a zero:
         the fault is the grader's, not the student's. Raises DataError for a rollout of no problem
-        here, and SandboxError where no program can be run."""
+        here, and SandboxError where no program can be run.
+
+        What this run did not draw comes again at every visit of its problem, and is judged once.
+        """
+        known = [self._stored.get(_key(rollout)) for rollout in rollouts]
+        new = [rollout for rollout, before in zip(rollouts, known, strict=True) if before is None]
+        found = iter(self._verdicts(new))
+        verdicts = [next(found) if before is None else before for before in known]
+        self._stored |= {
+            _key(rollout): verdict
+            for rollout, verdict in zip(rollouts, verdicts, strict=True)
+            if rollout.policy_step < 0 and verdict.status != "no_verdict"
+        }
+        return verdicts
+
+    def _verdicts(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         places: dict[str, list[int]] = {}
         for place, rollout in enumerate(rollouts):
             places.setdefault(rollout.prompt.id, []).append(place)
@@ -118,3 +134,8 @@ class Judge:
             )
             return [Verdict("no_verdict", 0.0)]
         return verdicts
+
+
+def _key(rollout: Rollout) -> object:
+    """What a verdict depends on."""
+    return rollout.prompt.id, rollout.token_ids, rollout.text, rollout.finish

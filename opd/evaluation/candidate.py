@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -151,24 +151,27 @@ class Remote(Candidate):
     url: str
     model: str
     endpoint: Endpoint
+    """Its own: two models may stand behind two servers."""
 
     def identity(self, serving: Serving) -> Mapping[str, object]:
-        self.connect(serving)
-        return {"id": self.name, "served": self.endpoint.model}
+        return {"id": self.name, "served": self.connected(serving).model}
 
     def context(self, serving: Serving) -> int | None:
-        self.connect(serving)
-        told = self.endpoint.context_length
+        told = self.connected(serving).context_length
         known = [length for length in (told, serving.max_length) if length is not None]
         return min(known, default=None)
 
     @contextmanager
     def opened(self, serving: Serving, engine: Engine, seed: int) -> Iterator[Drawer]:
-        self.connect(serving, seed)
-        yield self.endpoint
+        endpoint = self.connected(serving)
+        endpoint.seed = seed
+        yield endpoint
 
-    def connect(self, serving: Serving, seed: int = 0) -> None:
-        self.endpoint.open(self.url, self.model, thinking=serving.thinking, seed=seed)
+    def connected(self, serving: Serving) -> Endpoint:
+        """The endpoint, which is asked for its models once."""
+        if not self.endpoint.model:
+            self.endpoint.open(self.url, self.model, thinking=serving.thinking)
+        return self.endpoint
 
 
 def candidate(name: str, endpoint: Endpoint) -> Candidate:
@@ -176,7 +179,7 @@ def candidate(name: str, endpoint: Endpoint) -> Candidate:
     does not give it."""
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
-        return Remote(name, url, model, endpoint)
+        return Remote(name, url, model, replace(endpoint))
     folder = Path(locate(name))
     if not folder.is_dir():
         return Weights(name, fetched(name))

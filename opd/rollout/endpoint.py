@@ -61,10 +61,10 @@ class Endpoint:
     context_length: int | None = field(init=False, default=None, repr=False, compare=False)
     """Where the server tells it."""
 
-    def open(self, url: str, model: str, *, thinking: bool | None, seed: int) -> None:
+    def open(self, url: str, model: str, *, thinking: bool | None) -> None:
         """Find `model`, or the only one where `model` is empty, at the server `url`, which ends in
         /v1. Raises EngineError when the server cannot be reached or does not serve it."""
-        self.url, self.thinking, self.seed = url.rstrip("/"), thinking, seed
+        self.url, self.thinking = url.rstrip("/"), thinking
         served = {str(row.get("id")): row for row in asyncio.run(self.served_models())}
         if not model and len(served) != 1:
             listed = ", ".join(sorted(served)) or "no list of models"

@@ -146,7 +146,14 @@ class Solution(Shown):
         "final answer stands below it:\n$solution\n\nFinal answer: $answer\n\n"
         "Study why each step holds, then solve the problem in your own words, step by step."
     )
-    """In place of `template` where segments are left out."""
+    """In place of `template` where segments are left out. A view without the question that is given
+    none takes `template` with the answer below."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        marks = Template(self.partial_template).get_identifiers()
+        if not self.shows_question and "question" in marks:
+            self.partial_template = f"{self.template}\n\nFinal answer: $answer"
 
     @field_validator("partial_template")
     @classmethod

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from opd.errors import EngineError
+from opd.evaluation.candidate import Serving, candidate
 from opd.rollout.endpoint import Endpoint
 from opd.rollout.engine import Sampling
+from opd.rollout.hf import HF
 from opd.rollout.sampler import Ask, Drawn, Unasked, seed_of
 from opd.types import Message, Prompt
 
@@ -43,6 +45,7 @@ class Server:
         completion(body["messages"][-1]["content"]),
     )
     models: Reply = (200, {"data": [{"id": "tiny", "max_model_len": 512}]})
+    listed: int = 0
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -59,6 +62,7 @@ def server() -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            state.listed += 1
             self.answer(*state.models)
 
         def do_POST(self) -> None:
@@ -101,7 +105,8 @@ def server() -> Iterator[Server]:
 def opened(server: Server, model: str = "", **settings: Any) -> Endpoint:
     thinking = settings.pop("thinking", None)
     endpoint = Endpoint(wait=0.01, **settings)
-    endpoint.open(server.url, model, thinking=thinking, seed=3)
+    endpoint.open(server.url, model, thinking=thinking)
+    endpoint.seed = 3
     return endpoint
 
 
@@ -268,6 +273,17 @@ def test_the_key_comes_from_the_environment(
     endpoint = opened(server)
     drawn(endpoint, ASKS[:1])
     assert server.keys == [None, "Bearer secret"] and "secret" not in repr(vars(endpoint))
+
+
+def test_a_server_lists_its_models_once_for_each_candidate(server: Server) -> None:
+    server.models = (200, {"data": [{"id": "tiny", "max_model_len": 512}, {"id": "large"}]})
+    shared, serving = Endpoint(), Serving(max_length=900)
+    tiny, large = (candidate(f"{server.url}#{name}", shared) for name in ("tiny", "large"))
+    assert [each.context(serving) for each in (tiny, large)] == [512, 900]
+    assert tiny.identity(serving)["served"] == "tiny"
+    with tiny.opened(serving, HF(), 3) as drawer:
+        drawer.each(ASKS[:1], SAMPLING, "evaluate/b")
+    assert server.bodies[0]["model"] == "tiny" and server.listed == 2
 
 
 def test_a_server_that_is_not_there(server: Server) -> None:

@@ -38,6 +38,16 @@ def breached(guard: Guard, *values: float) -> list[bool]:
         ({"most": 2, "against": "ratio"}, (0.5, 1.0, 1.01), [False, False, True]),
         ({"most": 1, "patience": 2}, (2.0, 1.0, 2.0, 2.0), [False, False, False, True]),
         ({"most": 1}, (float("nan"),), [True]),
+        (
+            {"least": -0.5, "against": "difference", "reading": "best"},
+            (1.0, 3.0, 2.5, 2.4, 3.1),
+            [False, False, False, True, False],
+        ),
+        (
+            {"most": 2, "against": "ratio", "reading": "best"},
+            (3.0, 1.0, 2.0, 2.1, 0.9, 1.9),
+            [False, False, False, True, False, True],
+        ),
     ],
 )
 def test_limits_by_hand(keys: dict, values: tuple[float, ...], expected: list[bool]) -> None:
@@ -64,6 +74,10 @@ def test_what_a_guard_has_read_outlasts_a_checkpoint() -> None:
 def test_a_limit_without_bounds_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"mine: a limit needs least, most or both"):
         limit()
+    with pytest.raises(RecipeError, match=r"mine: the best reading is the highest or the lowest"):
+        limit(least=0, most=1, against="ratio", reading="best")
+    with pytest.raises(RecipeError, match=r"mine: a limit against nothing reads no best"):
+        limit(least=0, reading="best")
     with pytest.raises(RecipeError, match=r"evaluation.every=0 measures no state"):
         changes = ["guard.limits.mine={metric: entropy, most: 1, then: roll_back}"]
         build(Recipe, load_recipe("opsd", [*changes, "evaluation.every=0"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from threading import Barrier
 from typing import ClassVar
@@ -253,6 +254,31 @@ def test_a_judge_keeps_order_over_several_problems():
     rollouts = [rollout(f"#{text}", name=name) for text, name in ("1a", "1b", "2b", "2a")]
     assert [v.status for v in judge(rollouts)] == ["pass", "fail", "pass", "fail"]
     assert judge([]) == []
+
+
+class Counting(Moody):
+    """Notes how often each text is judged."""
+
+    def __init__(self) -> None:
+        self.judged: list[str] = []
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        self.judged += [rollout.text for rollout in rollouts]
+        return super().__call__(problem, rollouts)
+
+
+def test_what_a_run_has_not_drawn_is_judged_once_unless_its_grader_failed():
+    reward = Counting()
+    judge = Judge(reward, [problem("1", "a"), problem("1", "b")])
+    rows = [("1", "a", -1), ("2", "a", 0), ("words", "a", -1), ("1", "b", -1)]
+    rollouts = [replace(rollout(t, name=name), policy_step=step) for t, name, step in rows]
+    first = judge(rollouts)
+    assert [v.reward for v in first] == [1.0, 2.0, 0.0, 1.0]
+    before = len(reward.judged)
+    assert judge(rollouts) == first
+    assert set(reward.judged[before:]) == {"2", "words"}
+    judge([replace(rollouts[0], finish="length")])
+    assert reward.judged[-1] == "1"
 
 
 class Waiting(Exact):

@@ -198,6 +198,11 @@ def test_a_reference_may_stand_without_the_question() -> None:
     view = Solution(template="ref: $solution", shows_question=False)
     seen = view.messages(group(FAILED, privileged=Privileged(solution="see")), 0)
     assert seen == (SYSTEM, Message("user", "ref: see"))
+    half = group(FAILED, privileged=Privileged(solution="One. Two.", answer="2"))
+    seen = view.messages(half, 0, reveal=0.5)
+    assert seen == (SYSTEM, Message("user", "ref: One. \n\nFinal answer: 2"))
+    own = Solution(template="$solution", partial_template="$solution|$answer", shows_question=False)
+    assert own.messages(half, 0, reveal=0.5) == (SYSTEM, Message("user", "One. |2"))
 
 
 def test_a_template_that_shows_the_question_all_the_same_is_refused() -> None:
