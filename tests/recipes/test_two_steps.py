@@ -25,6 +25,10 @@ ELSEWHERE = {
         ("teacher.weights.path=data/tiny",),
     ),
     "dasd": ("source.of.path={stored}/rollouts.jsonl", "source.student={stored}/scores"),
+    **dict.fromkeys(
+        ("distillm2", "distillm2_gradual"),
+        ("source.second.path={stored}/rollouts.jsonl", "teacher.weights.path=data/tiny"),
+    ),
     "lightning": (
         "source.path={stored}/rollouts.jsonl",
         "teacher.weights.path={stored}/scores",
