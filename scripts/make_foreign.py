@@ -17,8 +17,7 @@ from random import Random
 from string import ascii_lowercase
 
 import torch
-from make_tiny import CHAT_TEMPLATE, CONTEXT, END, PAD, ROLES, START, byte_alphabet, pad
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from make_tiny import CONTEXT, END, IGNORED, PAD, START, byte_tokenizer, pad
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoTokenizer,
@@ -41,26 +40,11 @@ from opd.types import Rollout
 MERGES = [*((letter, "=") for letter in ascii_lowercase), (";", "#")]
 GREEDY = Sampling(max_response_tokens=56, temperature=0.0)
 BATCH = 32
-IGNORED = -100
 
 
 def merged_tokenizer() -> PreTrainedTokenizerFast:
     """The embedded model's characters, with MERGES."""
-    tokens = [*sorted(byte_alphabet()), *("".join(pair) for pair in MERGES)]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([START, END, PAD])
-    tokenizer.add_tokens([*ROLES])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    return byte_tokenizer(MERGES, [START, END, PAD])
 
 
 @torch.no_grad()

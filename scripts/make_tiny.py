@@ -75,11 +75,19 @@ def to_row(name: str, index: int, task: Task) -> str:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, so that any text can be encoded, and one a role or ChatML mark."""
-    alphabet = {character: index for index, character in enumerate(sorted(byte_alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    return byte_tokenizer((), [PAD, START, END])
+
+
+def byte_tokenizer(
+    merges: Sequence[tuple[str, str]], special: Sequence[str]
+) -> PreTrainedTokenizerFast:
+    """One token a byte, one a merge, one a ChatML mark in the order `special`, and one a role."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[*merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, START, END])
+    tokenizer.add_special_tokens([*special])
     tokenizer.add_tokens([*ROLES])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -89,10 +97,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
-
-
-def byte_alphabet() -> list[str]:
-    return pre_tokenizers.ByteLevel.alphabet()
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:

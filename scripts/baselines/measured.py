@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from opd.config import build, load_recipe, locate
@@ -219,6 +220,13 @@ def problems_in_order(recipe: Recipe) -> list[Problem]:
     stream = Stream(recipe.problems.problems(), recipe.seed)
     batches = (stream.batch(step, recipe.problems_per_step) for step in range(recipe.steps))
     return [problem for batch in batches for problem in batch]
+
+
+def asked(recipe: Recipe) -> Dataset:
+    """What trainers that are given a reward draw responses to."""
+    problems = problems_in_order(recipe)
+    rows = [{"prompt": messages_of(p.prompt), "id": p.prompt.id} for p in problems]
+    return Dataset.from_list(rows)
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, str]]:

@@ -5,13 +5,11 @@ python scripts/baselines/trl_grpo.py seed=0 steps=150 evaluation.every=10 output
 
 from __future__ import annotations
 
-from datasets import Dataset
 from measured import (
     Trainer,
+    asked,
     baseline,
-    messages_of,
     model_of,
-    problems_in_order,
     reward_of,
     sampling,
     training,
@@ -42,13 +40,11 @@ def open_trainer(recipe: Recipe) -> Trainer:
         loss_type=LOSS_TYPES[term.average],
         scale_rewards="group" if credit.scale else "none",
     )
-    problems = problems_in_order(recipe)
-    rows = [{"prompt": messages_of(p.prompt), "id": p.prompt.id} for p in problems]
     return GRPOTrainer(
         model=model_of(recipe),
         args=settings,
         reward_funcs=[reward_of(recipe)],
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=asked(recipe),
     )
 
 

@@ -8,13 +8,11 @@ that have one.
 
 from __future__ import annotations
 
-from datasets import Dataset
 from measured import (
     Trainer,
+    asked,
     baseline,
-    messages_of,
     model_of,
-    problems_in_order,
     reward_of,
     sampling,
     template_of,
@@ -52,13 +50,11 @@ def open_trainer(recipe: Recipe) -> Trainer:
         solution_template=shown.replace("{solution}", "{successful_previous_attempt}"),
         remove_thinking_from_demonstration=True,
     )
-    problems = problems_in_order(recipe)
-    rows = [{"prompt": messages_of(p.prompt), "id": p.prompt.id} for p in problems]
     return SDPOTrainer(
         model=model_of(recipe),
         args=settings,
         reward_funcs=[reward_of(recipe)],
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=asked(recipe),
     )
 
 
