@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 
 from opd.learner.batch import pack, to_device
 from opd.learner.influence import Scored
-from opd.learner.learner import Learner, add_mean, over_ranks
+from opd.learner.learner import Learner
+from opd.learner.metrics import add_mean, over_ranks
 from opd.privileged import Group, Problem, Trajectory
 from opd.run import Run
 from opd.types import Batch, Scores

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from opd.config import part
 from opd.errors import NumericError
+from opd.learner.metrics import observe, over_ranks
 from opd.learner.model import Causal, Model, head_of, hidden_states, layer_states, merged_weights
 from opd.learner.rows import Rows, TakenLogprob, student_rows
 from opd.learner.whole import Whole, whole_of
@@ -25,8 +25,6 @@ from opd.objective.schedule import Between, Constant, Schedule
 from opd.objective.term import Term
 from opd.parts import tell
 from opd.types import Batch, Context, Scores, Update
-
-QUARTERS = 4
 
 
 @part
@@ -341,60 +339,3 @@ def pooled(
         mass, count = totals[name]
         masses[name] = mass * pools[term.pool] / count if term.pool is not None and count else mass
     return masses
-
-
-def over_ranks(totals: Mapping[str, float]) -> dict[str, float]:
-    """Sums, means where a count stands beside the sum, and largest values of all ranks. A mean over
-    nothing is left out."""
-    ranks: list[Mapping[str, float]] = gather_object([dict(totals)])
-    names = sorted({name for rank in ranks for name in rank})
-    found: dict[str, float] = {}
-    for name in names:
-        values = [rank[name] for rank in ranks if name in rank]
-        found[name] = max(values) if name.startswith("max:") else sum(values)
-    metrics: dict[str, float] = {}
-    for name, value in found.items():
-        kind, _, key = name.partition(":")
-        if kind != "count" and (count := found.get(f"count:{key}", 1.0)):
-            metrics[key] = value / count
-    return metrics
-
-
-def add_mean(totals: dict[str, float], name: str, values: Tensor) -> None:
-    """Let `values` count in the mean of that name."""
-    totals[f"sum:{name}"] += values.sum().item()
-    totals[f"count:{name}"] += values.numel()
-
-
-def observe(
-    rows: Rows, batch: Batch, scores: Mapping[str, Scores], totals: dict[str, float]
-) -> None:
-    """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`, the
-    gaps also for each quarter of the responses."""
-    add = partial(add_mean, totals)
-    logprob, quarter = rows.logprob, quarters(batch)
-    add("entropy", rows.entropy)
-    sampled = ~batch.sampled_logprob.isnan()
-    mismatch = (logprob - batch.sampled_logprob)[sampled].abs()
-    add("mismatch/mean", mismatch)
-    largest = mismatch.max().item() if mismatch.numel() else 0.0
-    totals["max:mismatch/max"] = max(totals["max:mismatch/max"], largest)
-    for view, seen in scores.items():
-        add(f"teacher_present/{view}", seen.present.float())
-        if view in rows.teachers:
-            (taken, entropy), known = rows.teachers[view], seen.present & rows.counts
-        elif seen.is_scored:
-            taken, entropy, known = seen.logprob, seen.entropy, seen.present
-        else:
-            continue
-        add(f"teacher_gap/{view}", (taken - logprob)[known])
-        for number in range(QUARTERS):
-            here = known & (quarter == number)
-            add(f"teacher_gap_by_quarter/{view}/{number + 1}", (taken - logprob)[here])
-        add(f"teacher_entropy/{view}", entropy[known])
-
-
-def quarters(batch: Batch) -> Tensor:
-    """`[N]` the quarter, from 0, of its response in which each token stands."""
-    lengths = torch.bincount(batch.sequence, minlength=batch.sequences)[batch.sequence]
-    return QUARTERS * batch.position // lengths

@@ -275,6 +275,12 @@ def relearned(
     if learned == "text":
         return written(problem, rollout.text, sampler)
     mine = replace(rollout, prompt=problem.prompt)
+    length = len(mine.prompt_ids) + len(mine.token_ids)
+    if learned == "as_drawn" and length > sampler.max_length:
+        raise DataError(
+            f"{place}: its prompt and response of {length} tokens exceed the context of "
+            f"{sampler.max_length}; raise max_length or drop the response"
+        )
     plain = sampler.chat.prompt_ids(problem.prompt.messages)
     if learned == "as_drawn" or rollout.prompt_ids == plain:
         return mine

@@ -174,7 +174,8 @@ class EMA(TeacherWeights):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps = state["steps"]
         if self.updates:
-            self.updates = dict(state["updates"])
+            for name, update in self.updates.items():
+                update.copy_(state["updates"][name])
         else:
             self.average.load_state_dict(state["average"])
 

@@ -6,7 +6,7 @@ import pytest
 
 from opd.evaluation.evaluator import passes
 from opd.evaluation.harm import ends_in_loop, has_words, quantile, signs, traits
-from opd.learner.learner import quarters
+from opd.learner.metrics import quarters
 from opd.rollout.chat import Chat
 from opd.types import Message, Prompt, Rollout
 from tests.batches import batch_of

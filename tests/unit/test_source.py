@@ -161,6 +161,9 @@ def test_what_does_not_fit_the_student_is_refused(sampler: Sampler, tmp_path: Pa
     shown = replace(row.rollout, prompt_ids=(50, 51, *row.rollout.prompt_ids))
     with pytest.raises(DataError, match="does not go on from"):
         collected(replace(row, rollout=shown), learned="stream")
+    longer = replace(row.rollout, prompt_ids=(50,) * 64)
+    with pytest.raises(DataError, match=r"p0: its prompt and response of \d+ tokens exceed"):
+        collected(replace(row, rollout=longer))
 
 
 def test_only_sources_with_log_probs_serve_a_policy_gradient(tmp_path: Path) -> None:

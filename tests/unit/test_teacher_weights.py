@@ -123,7 +123,10 @@ def test_ema_state_goes_on_bit_for_bit(
     again = teach(EMA(decay=0.7))
     again.weights.setup(learner)
     restore_state(again, state_of(teacher))
-    assert torch.equal(scored(again, trajectories, learner), scored(teacher, trajectories, learner))
+    before = scored(teacher, trajectories, learner)
+    assert torch.equal(scored(again, trajectories, learner), before)
+    again.weights.follow(learner)
+    assert torch.equal(scored(teacher, trajectories, learner), before), "a state is no loan"
 
 
 @pytest.mark.parametrize("weights", [Live(), Frozen(), EMA(decay=0.5)])
