@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from opd.config import build, load_recipe
 from opd.learner.batch import pack
 from opd.objective.sequence_loss import SuccessClassifier
+from opd.recipe import Recipe
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Live
@@ -54,6 +56,23 @@ def test_five_steps_follow_and_one_considers() -> None:
     active = {n: [t.coefficient.at(step, 150) for step in range(12)] for n, t in terms.items()}
     assert active["follow"] == [1, 1, 1, 1, 1, 0] * 2
     assert active["consider"] == [0, 0, 0, 0, 0, 1] * 2
+
+
+def test_a_lagging_policy_is_followed_and_the_prior_is_the_student(tiny_model_dir: Path) -> None:
+    """Both behind the same prompt: after a step only the prior has moved all the way."""
+    recipe = build(Recipe, load_recipe("vpd"))
+    learner = open_student(tiny_model_dir, {"follow": recipe_terms("vpd")["follow"]})
+    recipe.teacher.setup(learner)
+    [weight, *_] = learner.model.parameters()
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight += 1
+    recipe.teacher.follow(learner)
+    moved = {}
+    for view in ("sibling", "plain"):
+        with recipe.teacher.weights_of(view).scoring(learner) as model:
+            moved[view] = (next(model.parameters()) - start).mean().item()
+    assert moved == pytest.approx({"sibling": 0.01, "plain": 1.0}, abs=1e-4)
 
 
 def test_feedback_that_says_nothing_teaches_nothing(tiny_model_dir: Path) -> None:
