@@ -49,6 +49,7 @@ def show(recipe: Recipe, console: Console) -> None:
     chat = Chat.open(locate(recipe.model.path), recipe.model.thinking)
     trajectory = example(recipe, problems[0], chat)
     readers = {name: recipe.teacher.weights_of(name).reads(chat) for name in trajectory.views}
+    console.print(modes(recipe))
     show_prompts(trajectory, {"student": chat, **readers}, console)
     for view in filter(recipe.teacher.written, recipe.teacher.views):
         console.print(f"view {view!r}: the teacher writes what it shows, anew in every step")
@@ -85,6 +86,15 @@ def as_rollout(problem: Problem, text: str, chat: Chat) -> Rollout:
         finish="stop",
         text=text,
     )
+
+
+def modes(recipe: Recipe) -> str:
+    """Who thinks: what student and views give to the chat template as `enable_thinking`."""
+    teacher, own = recipe.teacher, recipe.model.thinking
+    said = {None: "as the template has it", True: "on", False: "off"}
+    views = {name: teacher.thinking_of(name) for name in teacher.views}
+    of_views = (f"view {n!r} {said[own if m is None else m]}" for n, m in views.items())
+    return "thinking: " + ", ".join((f"student {said[own]}", *of_views))
 
 
 def show_prompts(trajectory: Trajectory, readers: Mapping[str, Chat], console: Console) -> None:

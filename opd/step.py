@@ -59,7 +59,7 @@ def prepare(
     for name in views:
         for where, view in teacher.written(name):
             with run.awake(teacher.weights_of(name).weights(run.learner)) as waking:
-                sampler = replace(waking, chat=waking.chat.in_mode(teacher.thinking))
+                sampler = replace(waking, chat=waking.chat.in_mode(teacher.thinking_of(name)))
                 drawn = view.prepare(groups, sampler, sampling, f"{name}/{where}/{step}", reveal)
             run.progress.generated_tokens += sum(gather_object([drawn]))
 

@@ -37,18 +37,21 @@ class Teacher:
     thinking: bool | None = None
     """What the views give to the chat template as `enable_thinking`; None is the student's mode,
     `model.thinking`."""
+    thinking_by_view: dict[str, bool] = field(default_factory=dict)
+    """Of the views that have a mode of their own."""
     tokens_per_batch: Annotated[int, Field(gt=0)] = 32768
     """Positions of one pass, padding included; a prompt that several responses share counts before
     each. Nothing is kept for gradients, so it may exceed the student's."""
 
     def __post_init__(self) -> None:
-        unknown = next((view for view in self.weights_by_view if view not in self.views), None)
-        if unknown is not None:
-            known = ", ".join(self.views) or "none"
-            raise ValueError(
-                f"weights_by_view names the view {unknown!r}, but views holds {known}; add the "
-                "view or drop its weights"
-            )
+        for key in ("weights_by_view", "thinking_by_view"):
+            unknown = next((view for view in getattr(self, key) if view not in self.views), None)
+            if unknown is not None:
+                known = ", ".join(self.views) or "none"
+                raise ValueError(
+                    f"{key} names the view {unknown!r}, but views holds {known}; add the view or "
+                    "drop it there"
+                )
         held = [self.weights]
         for view, weights in self.weights_by_view.items():
             self.weights_by_view[view] = next((h for h in held if h == weights), weights)
@@ -57,6 +60,10 @@ class Teacher:
     def weights_of(self, view: str) -> TeacherWeights:
         """Whose parameters score `view`."""
         return self.weights_by_view.get(view, self.weights)
+
+    def thinking_of(self, view: str) -> bool | None:
+        """In which mode `view` is read and what it shows is written; None is the student's."""
+        return self.thinking_by_view.get(view, self.thinking)
 
     @property
     def held(self) -> tuple[TeacherWeights, ...]:
@@ -88,10 +95,10 @@ class Teacher:
         self, group: Group, index: int, views: Sequence[str], chat: Chat, reveal: float = 1.0
     ) -> dict[str, tuple[int, ...]]:
         """View name to prompt ids for one rollout; views with nothing to say are left out."""
-        chat = chat.in_mode(self.thinking)
         contexts: dict[str, tuple[int, ...]] = {}
         for name in views:
-            view, reader = self.views[name], self.weights_of(name).reads(chat)
+            view = self.views[name]
+            reader = self.weights_of(name).reads(chat).in_mode(self.thinking_of(name))
             messages = view.messages(group, index, reveal)
             if messages is None:
                 continue

@@ -12,6 +12,7 @@ from opd.config import build
 from opd.privileged import Group
 from opd.recipe import Recipe
 from opd.rollout.engine import Sampling
+from opd.rollout.sampler import Sampler
 from opd.run import Run, open_run
 from opd.step import annotate, collect, prepare
 from opd.teacher.analysis import Analysis
@@ -133,3 +134,19 @@ def test_an_analysis_that_spells_a_control_token_is_not_shown(
     for name in notes(run):
         notes(run)[name] = "so"
     assert all(set(t.views) == {VIEW} for t in annotate(run, groups, (VIEW,)))
+
+
+def test_it_is_written_in_the_mode_of_its_view(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(tiny_model_dir, tmp_path / "run")
+    run.recipe.teacher.thinking_by_view[VIEW] = False
+    modes: list[bool | None] = []
+
+    def watched(self: Analysis, groups: object, sampler: Sampler, *rest: object) -> int:
+        modes.append(sampler.chat.thinking)
+        return 0
+
+    monkeypatch.setattr(Analysis, "prepare", watched)
+    prepare(run, drawn(run), (VIEW,), 0)
+    assert run.chat.thinking is None and modes == [False]

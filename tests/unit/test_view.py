@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from opd.config import build
+from opd.config import build, load_recipe
 from opd.errors import DataError, RecipeError
 from opd.privileged import Group, Privileged, Problem
+from opd.recipe import Recipe
 from opd.rollout.chat import Chat
 from opd.teacher.score import Teacher
 from opd.teacher.view import (
@@ -319,6 +320,19 @@ def test_a_teacher_may_think_where_the_student_does_not(tiny_model_dir: Path) ->
         (prompt,) = teacher.contexts(asked, 0, ("plain",), silent).values()
         assert prompt == chat.prompt_ids(asked.problem.prompt.messages)
     assert silent.prompt_ids(asked.problem.prompt.messages) != prompt
+    views: dict[str, View] = {"plain": Plain(), "other": Plain()}
+    teacher = Teacher(views=views, thinking=True, thinking_by_view={"other": False})
+    found = teacher.contexts(asked, 0, ("plain", "other"), silent)
+    assert found == {
+        "plain": loud.prompt_ids(asked.problem.prompt.messages),
+        "other": silent.prompt_ids(asked.problem.prompt.messages),
+    }
+
+
+@pytest.mark.parametrize("key", ["thinking_by_view={plan: true}", "weights_by_view={plan: Live}"])
+def test_what_is_said_of_no_view_is_refused(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key.partition('=')[0]} names the view 'plan', but"):
+        build(Recipe, load_recipe("opsd", [f"teacher.{key}"]))
 
 
 def labelled(**labels: str) -> Problem:
