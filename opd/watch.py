@@ -29,7 +29,10 @@ def heed(run: Run, numbers: Mapping[str, float], *, measured: bool) -> bool:
             f"guard.limits.{name}.metric: nothing is called {guard.limits[name].metric!r}; choose "
             f"from {', '.join(sorted({*numbers, *readings(run.progress.before.values())}))}"
         )
-        if guard.limits[name].then != "warn":
+        # What is of a term or a view may be reported once it is active or present.
+        about = guard.limits[name].metric.rpartition("/")[2]
+        may_come = about in run.recipe.terms or about in run.recipe.teacher.views
+        if guard.limits[name].then != "warn" and not may_come:
             raise RecipeError(sentence)
         run.log.warn(1, sentence)
     grave = [breach for breach in breaches if breach.then != "warn"]

@@ -174,6 +174,22 @@ def test_a_metric_that_is_never_read_is_one_sentence(tiny_model_dir: Path, tmp_p
         run(tiny_model_dir, tmp_path / "run", guard=guard)
 
 
+def test_a_metric_of_a_view_that_is_not_there_yet_may_come(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """No response succeeds, so that none has a sibling to show."""
+    limits = {"mine": {"metric": "teacher_gap/sibling", "least": -9, "then": "stop"}}
+    loss = {"name": "Distill", "target": "sibling", "divergence": "JSD"}
+    changes = {
+        "teacher": {"views": {"sibling": "Sibling"}},
+        "terms": {"distil": {"loss": loss}, "imitate": {"loss": "Likelihood"}},
+    }
+    output = tmp_path / "run"
+    run(tiny_model_dir, output, guard={"limits": limits}, steps=2, benchmarks={}, **changes)
+    (warned,) = [row for row in rows(output) if row["kind"] == "warning"]
+    assert "nothing is called 'teacher_gap/sibling'" in warned["text"]
+
+
 def test_limits_are_parts_of_a_recipe() -> None:
     assert isinstance(limit(most=1).limits["mine"], Limit) and not limit(most=1).keeps_good
 
