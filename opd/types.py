@@ -127,10 +127,13 @@ class Spans:
 
     length: Tensor
     """`[N]` int64, the student's tokens of the span that ends here; 0 where none does."""
-    before: Tensor
-    """`[N]` nats, what the teacher gives its own tokens of that span but the last."""
+    others: Tensor
+    """`[N]` nats, what the teacher gives its own tokens of that span but the one whose row is
+    kept."""
     shared: Tensor
     """`[M, 2]` int64, student's and teacher's ids of vocabulary entries that are the same text."""
+    row: Literal["last", "first"] = "last"
+    """Of which of a span's tokens the row is kept, on both sides."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Scores:
     present: Tensor
     """`[N]` bool."""
     target_ids: Tensor
-    """`[N]` int64, the taken tokens; of spans the teacher's last."""
+    """`[N]` int64, the taken tokens; of spans the teacher's own whose row is kept."""
     temperature: float
     """At which tokens are sampled."""
     known: tuple[Tensor, Tensor] | None = None
@@ -179,7 +182,7 @@ class Scores:
         here = self.present
         found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
         logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
-        return (logprob if self.spans is None else logprob + self.spans.before), entropy
+        return (logprob if self.spans is None else logprob + self.spans.others), entropy
 
     def rows(self, index: Tensor | slice = slice(None)) -> Seen:
         """Of some of the tokens, or of all; all are computed first, and once."""

@@ -60,13 +60,13 @@ def block_losses(
     within = torch.arange(len(own), device=last.device) - (lengths.cumsum(0) - lengths)[own]
     tokens = last[own] - lengths[own] + 1 + within
     log_probs = log_softmax(logits(head, hidden[tokens]), temperature)  # [t, V]
-    ends = tokens == last[own]
-    earlier = taken(log_probs, target_ids[tokens]).masked_fill(ends, 0.0)
-    before = earlier.new_zeros(len(last)).index_add(0, own, earlier)
+    kept = tokens == last[own] if spans.row == "last" else within == 0
+    given = taken(log_probs, target_ids[tokens]).masked_fill(kept, 0.0)
+    others = given.new_zeros(len(last)).index_add(0, own, given)
     with torch.no_grad():
         teacher = log_softmax(scores.head.logits(scores.hidden[last]), scores.temperature)
-        teacher = teacher + spans.before[last, None]
-    return loss.spans(log_probs[ends] + before[:, None], teacher, spans.shared)
+        teacher = teacher + spans.others[last, None]
+    return loss.spans(log_probs[kept] + others[:, None], teacher, spans.shared)
 
 
 def logits(head: Head, rows: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Losses against a teacher with another tokenizer, a span of text at a time.
 
 A span is the shortest run of tokens that ends where a token of the other side ends too. Its
-distribution is that of its last token times the probability of its tokens before, so a row need not
-sum to one. Legend: `g` spans, `V` the student's vocabulary, `W` the teacher's, `M` entries of both.
+distribution is that of one of its tokens, the last or the first, times the probability of its other
+tokens, so a row need not sum to one. Legend: `g` spans, `V` the student's vocabulary, `W` the
+teacher's, `M` entries of both.
 """
 
 from __future__ import annotations

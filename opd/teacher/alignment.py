@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -107,12 +107,13 @@ def shared_entries(student: Chat, teacher: Chat) -> list[tuple[int, int]]:
     return sorted({**pairs, student.end_of_turn: taken}.items())
 
 
-def with_spans(scores: Scores, shared: Tensor) -> Scores:
+def with_spans(scores: Scores, shared: Tensor, row: Literal["last", "first"] = "last") -> Scores:
     """Scores of no token yet, to be laid out in spans; `shared` is `[M, 2]`."""
     spans = Spans(
         length=torch.zeros_like(scores.target_ids),
-        before=torch.zeros(scores.target_ids.shape, device=scores.target_ids.device),
+        others=torch.zeros(scores.target_ids.shape, device=scores.target_ids.device),
         shared=shared,
+        row=row,
     )
     return replace(scores, target_ids=scores.target_ids.clone(), spans=spans)
 
@@ -123,7 +124,7 @@ def lay_spans(scores: Scores, start: int, hidden: Tensor, aligned: Aligned) -> N
     assert scores.spans is not None, "scores of a teacher with the student's tokens"
     ids = torch.tensor(aligned.token_ids, device=hidden.device)
     logprob, _ = scores.head.score(hidden, ids, scores.temperature)
-    # A span's tokens but the last, from sums over all tokens before each.
+    # Sums over all tokens before each, from which those of a span follow.
     before = torch.nn.functional.pad(logprob.double().cumsum(0), (1, 0))
     ends, lengths, firsts, lasts = (
         torch.tensor(numbers, device=hidden.device)
@@ -132,8 +133,10 @@ def lay_spans(scores: Scores, start: int, hidden: Tensor, aligned: Aligned) -> N
             strict=True,
         )
     )
-    scores.hidden[ends] = hidden[lasts]
+    kept = lasts if scores.spans.row == "last" else firsts
+    skipped = before[kept + 1] - before[kept]
+    scores.hidden[ends] = hidden[kept]
     scores.present[ends] = True
-    scores.target_ids[ends] = ids[lasts]
+    scores.target_ids[ends] = ids[kept]
     scores.spans.length[ends] = lengths
-    scores.spans.before[ends] = (before[lasts] - before[firsts]).float()
+    scores.spans.others[ends] = (before[lasts + 1] - before[firsts] - skipped).float()

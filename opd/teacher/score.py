@@ -160,7 +160,7 @@ class Teacher:
         responses = {member: trajectories[member].rollout.token_ids for member in asked}
         aligned: dict[int, Aligned] = {}
         if isinstance(weights, Foreign):
-            scores = [with_spans(found, weights.shared) for found in scores]
+            scores = [with_spans(found, weights.shared, weights.row) for found in scores]
             aligned = weights.aligned({member: trajectories[member].rollout for member in asked})
             responses = {member: response.token_ids for member, response in aligned.items()}
             asked = list(aligned)

@@ -264,6 +264,10 @@ class Foreign(External):
     spans: Literal["all", "single"] = "all"
     """Of which spans scores are taken: of all, or of those that are one token on both sides. Ours:
     in a longer one a teacher's merged token leaves little to the entries that both have."""
+    row: Literal["last", "first"] = "last"
+    """Which token's row stands for a span of several, times what the others are given: of the last
+    one, behind those before it (TRL's `bayesian`), or of the first one, before those that came
+    after it (`observed`)."""
     student: Chat = field(init=False, repr=False, compare=False)
     chat: Chat | None = field(init=False, default=None, repr=False, compare=False)
     shared: Tensor = field(init=False, repr=False, compare=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from opd.teacher.view import Plain
 from opd.teacher.weights import External, Foreign, TeacherWeights
 from opd.types import Message, Prompt, Rollout, Scores, Spans, Verdict
 from tests.conftest import SPECIAL, TEMPLATE, character_tokenizer, save_random_model
-from tests.students import distance, gradients, open_student
+from tests.students import distance, gradients, open_student, recipe_terms
 
 NONE = torch.zeros(0, 2, dtype=torch.long)
 
@@ -62,29 +63,50 @@ def test_byte_ends_make_the_smallest_groups_that_both_share() -> None:
     ]
 
 
+@dataclass(frozen=True)
 class Taken(SpanLoss):
     """The probability of one entry."""
 
-    view = "plain"
+    view: str
+    entry: int
 
     def spans(self, student: Tensor, teacher: Tensor, shared: Tensor) -> Tensor:
-        return student[:, 1].exp()
+        return student[:, self.entry].exp()
 
 
-def test_a_span_is_as_likely_as_its_tokens_together() -> None:
-    """p(a) = .5 and p(b | a) = .4 make .2, and the gradient reaches both."""
+@pytest.mark.parametrize(("row", "entry"), [("last", 1), ("first", 0)])
+def test_a_span_is_as_likely_as_its_tokens_together(
+    row: Literal["last", "first"], entry: int
+) -> None:
+    """p(a) = .5 and p(b | a) = .4 make .2, and the gradient reaches both, whichever's row is kept:
+    b's behind a, or a's before b."""
     hidden = rows((0.5, 0.3, 0.2), (0.1, 0.4, 0.5)).requires_grad_()
     head = Head(torch.eye(3))
-    spans = Spans(torch.tensor([0, 2]), torch.zeros(2), NONE)
+    spans = Spans(torch.tensor([0, 2]), torch.zeros(2), NONE, row)
     scores = Scores(torch.zeros(2, 3), head, torch.ones(2).bool(), torch.zeros(2), 1.0, spans=spans)
-    found = span_losses(
-        Taken(), hidden, head, torch.tensor([0, 1]), scores, torch.tensor([1]), temperature=1.0
-    )
+    targets, loss = torch.tensor([0, 1]), Taken("plain", entry)
+    found = span_losses(loss, hidden, head, targets, scores, torch.tensor([1]), temperature=1.0)
     assert found.tolist() == pytest.approx([0.2], abs=1e-6)
     (gradient,) = torch.autograd.grad(found.sum(), hidden)
     # d(p q) = p q (1 - p) in the logit of a, and p q (1 - q) in that of b.
     assert gradient[0].tolist() == pytest.approx([0.1, -0.06, -0.04], abs=1e-6)
     assert gradient[1].tolist() == pytest.approx([-0.02, 0.12, -0.1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "merged"), [("last", (0.05, 0.2, 0.25)), ("first", (0.2, 0.12, 0.08))]
+)
+def test_what_else_the_span_may_have_been(
+    row: Literal["last", "first"], merged: tuple[float, ...]
+) -> None:
+    """.5 (.1, .4, .5) if its end were another, .4 (.5, .3, .2) if its beginning were."""
+    hidden, head = rows((0.5, 0.3, 0.2), (0.1, 0.4, 0.5)), Head(torch.eye(3))
+    spans = Spans(torch.tensor([0, 2]), torch.zeros(2), NONE, row)
+    scores = Scores(torch.zeros(2, 3), head, torch.ones(2).bool(), torch.zeros(2), 1.0, spans=spans)
+    for entry, probability in enumerate(merged):
+        targets, loss = torch.tensor([0, 1]), Taken("plain", entry)
+        found = span_losses(loss, hidden, head, targets, scores, torch.tensor([1]), temperature=1.0)
+        assert found.tolist() == pytest.approx([probability], abs=1e-6)
 
 
 def test_the_shared_slices_are_compared_as_they_are() -> None:
@@ -190,11 +212,12 @@ def test_with_one_tokenizer_the_shared_part_is_plain_distillation(
     assert distance(gradients(unweighted), gradients(theirs)) < 1e-5
 
 
+@pytest.mark.parametrize("row", ["last", "first"])
 @pytest.mark.parametrize("loss", [SortedDistance(view="plain"), MatchedDistance(view="plain")])
 def test_any_split_gives_the_same_update(
-    tiny_model_dir: Path, foreign: Path, loss: SpanLoss
+    tiny_model_dir: Path, foreign: Path, loss: SpanLoss, row: Literal["last", "first"]
 ) -> None:
-    weights = Foreign(path=str(foreign))
+    weights = Foreign(path=str(foreign), row=row)
     whole, found, _ = updated(tiny_model_dir, loss, weights)
     cut, expected, scores = updated(tiny_model_dir, loss, weights, tokens_per_batch=1)
     assert len(scores) == 4 and found["loss/distil"] > 0
@@ -202,8 +225,9 @@ def test_any_split_gives_the_same_update(
     assert distance(gradients(whole), gradients(cut)) < 1e-5
 
 
+@pytest.mark.parametrize("row", ["last", "first"])
 def test_a_span_of_two_tokens_here_and_one_there_by_hand(
-    tiny_model_dir: Path, foreign: Path
+    tiny_model_dir: Path, foreign: Path, row: Literal["last", "first"]
 ) -> None:
     """The answer "12", cut off before its end: one span."""
     loss = SortedDistance(view="plain")
@@ -215,13 +239,14 @@ def test_a_span_of_two_tokens_here_and_one_there_by_hand(
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
         own = learner.model(input_ids=ids).logits[0, -3:-1].softmax(-1)
         other = theirs(input_ids=torch.tensor([trajectory.views["plain"]])).logits[0, -1]
-    merged = own[0, rollout.token_ids[0]] * own[1]
+    first, last = rollout.token_ids
+    merged = own[0, first] * own[1] if row == "last" else own[0] * own[1, last]
     sides = [side.sort(descending=True).values for side in (merged, other.softmax(-1))]
     width = max(map(len, sides))
-    first, second = (torch.nn.functional.pad(side, (0, width - len(side))) for side in sides)
-    _, found, _ = updated(tiny_model_dir, loss, Foreign(path=str(foreign)), texts=("12",))
-    assert len(rollout.token_ids) == 2
-    assert found["loss/distil"] == pytest.approx((first - second).abs().sum().item(), rel=1e-5)
+    mine, other = (torch.nn.functional.pad(side, (0, width - len(side))) for side in sides)
+    weights = Foreign(path=str(foreign), row=row)
+    _, found, _ = updated(tiny_model_dir, loss, weights, texts=("12",))
+    assert found["loss/distil"] == pytest.approx((mine - other).abs().sum().item(), rel=1e-5)
 
 
 def test_spans_stand_at_their_last_tokens(tiny_model_dir: Path, foreign: Path) -> None:
@@ -240,6 +265,25 @@ def test_spans_stand_at_their_last_tokens(tiny_model_dir: Path, foreign: Path) -
     alone = Foreign(path=str(foreign), spans="single")
     _, _, scores = updated(tiny_model_dir, loss, alone, tokens_per_batch=1)
     assert sum(int(batch["plain"].present.sum()) for batch in scores) == 16
+
+
+def test_where_spans_are_of_one_token_both_rows_are_the_same(
+    tiny_model_dir: Path, foreign: Path
+) -> None:
+    """And the recipe is the method's; where they are longer it is not."""
+    assert recipe_terms("uld_observed") == recipe_terms("uld")
+    weights = build(Recipe, load_recipe("uld_observed")).teacher.weights
+    assert isinstance(weights, Foreign) and weights.row == "first"
+    loss = SortedDistance(view="plain")
+    updates = {
+        (spans, row): gradients(
+            updated(tiny_model_dir, loss, Foreign(path=str(foreign), spans=spans, row=row))[0]
+        )
+        for spans in ("all", "single")
+        for row in ("last", "first")
+    }
+    assert distance(updates["single", "first"], updates["single", "last"]) < 1e-6
+    assert distance(updates["all", "first"], updates["all", "last"]) > 1e-3
 
 
 def test_a_foreign_teacher_and_a_loss_of_spans_need_each_other() -> None:

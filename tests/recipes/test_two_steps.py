@@ -21,7 +21,17 @@ BENCHMARKS = Path(os.environ.get("OPD_BENCHMARKS", ROOT.parent / "shared" / "ben
 SMALL = ("steps=2", "problems_per_step=4", "evaluation.every=0", "evaluation.samples=1")
 ELSEWHERE = {
     **dict.fromkeys(
-        ("exopd", "gkd", "kdrl", "reopold", "tmopd", "tmopd_discounted", "uld", "uld_hybrid"),
+        (
+            "exopd",
+            "gkd",
+            "kdrl",
+            "reopold",
+            "tmopd",
+            "tmopd_discounted",
+            "uld",
+            "uld_hybrid",
+            "uld_observed",
+        ),
         ("teacher.weights.path=data/tiny",),
     ),
     "dasd": ("source.of.path={stored}/rollouts.jsonl", "source.student={stored}/scores"),
