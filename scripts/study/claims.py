@@ -21,7 +21,7 @@ from opd.tree import read_yaml
 
 from .found import Found, shares
 from .paired import Difference, by_seed, crossed
-from .plan import Budget
+from .plan import Budget, Unit
 
 Decision = Literal["seen", "not seen", "not testable at this size"]
 Findings = Mapping[str, Sequence[Found]]
@@ -31,8 +31,6 @@ FEWEST_SEEDS = 2
 """With one, nothing tells a method's doing from its seed's."""
 SHARES = ("held_out", "untouched")
 """Metrics that are accuracies, tested over seeds and problems."""
-RATIOS = ("tokens", "seconds")
-"""Metrics that are spent until a level is reached."""
 
 
 @part
@@ -44,14 +42,15 @@ class Claim:
     arxiv: str
     rows: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)]
     """The row that is said to do better, or more, than the second."""
-    metric: Literal["held_out", "untouched", "tokens", "seconds", "length", "entropy"]
-    """`tokens` are those generated, and `seconds` those of training, before the first evaluation at
-    or above `level`."""
+    metric: Literal["held_out", "untouched", "spent", "length", "entropy"]
+    """`spent` is what it takes to the first evaluation at or above `level`."""
     direction: Literal["higher", "lower"]
     effect: Annotated[float, Field(gt=0)]
-    """The smallest that bears the claim out: a share, a ratio of tokens or seconds, tokens of a
+    """The smallest that bears the claim out: a share, a ratio of what is spent, tokens of a
     response, or nats."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    unit: Unit | None = None
+    """What is spent, and what both rows have spent where they are read; the study's by default."""
 
 
 @part
@@ -67,7 +66,7 @@ class Verdict:
     decision: Decision
     reason: str
     difference: Difference | None = None
-    """First row minus second; of tokens and seconds the ratio first over second."""
+    """First row minus second; of what is spent the ratio first over second."""
 
 
 def read_claims(path: Path) -> tuple[Claim, ...]:
@@ -83,14 +82,23 @@ def judged(claim: Claim, findings: Findings, budget: Budget) -> Verdict:
     pairs = paired_runs(*(findings[row] for row in claim.rows))
     if len(pairs) < FEWEST_SEEDS:
         return untested(claim, f"seeds that both rows have finished: {len(pairs)}")
-    if claim.metric in RATIOS:
-        return of_ratios(claim, pairs)
+    if claim.metric == "spent":
+        return of_spent(claim, pairs, claim.unit or budget.unit)
+    if claim.unit not in (None, budget.unit):
+        budget = common(pairs, claim.unit)
     if claim.metric in SHARES:
         return of_shares(claim, pairs, budget)
     first, second = ([run.at(budget) for run in runs] for runs in zip(*pairs, strict=True))
     name = claim.metric
     gaps = [getattr(a, name) - getattr(b, name) for a, b in zip(first, second, strict=True)]
     return decided(claim, by_seed(gaps), claim.effect, f"{len(pairs)} seeds")
+
+
+def common(pairs: Sequence[tuple[Found, Found]], unit: Unit) -> Budget:
+    """What every run has spent in the end."""
+    return Budget(
+        unit=unit, amount=min(run.spent(run.last, unit) for pair in pairs for run in pair)
+    )
 
 
 def paired_runs(first: Sequence[Found], second: Sequence[Found]) -> list[tuple[Found, Found]]:
@@ -121,16 +129,16 @@ def of_shares(claim: Claim, pairs: Sequence[tuple[Found, Found]], budget: Budget
     return decided(claim, found, claim.effect, f"{len(pairs)} seeds, {problems} problems")
 
 
-def of_ratios(claim: Claim, pairs: Sequence[tuple[Found, Found]]) -> Verdict:
+def of_spent(claim: Claim, pairs: Sequence[tuple[Found, Found]], unit: Unit) -> Verdict:
     """Ratios of what is spent until a level. A run that never gets there counts with all that it
     spent: less than it needs, so that no claim is seen only because the second row stopped."""
     logs: list[float] = []
     for first, second in pairs:
-        needed = [spent_to(run, claim) for run in (first, second)]
+        needed = [run.spent_to(claim.level, unit) for run in (first, second)]
         if all(map(math.isinf, needed)) or 0 in needed:
             continue
         spent = [
-            all_spent(run, claim) if math.isinf(amount) else amount
+            run.spent(run.last, unit) if math.isinf(amount) else amount
             for run, amount in zip((first, second), needed, strict=True)
         ]
         logs.append(math.log(spent[0] / spent[1]))
@@ -141,14 +149,6 @@ def of_ratios(claim: Claim, pairs: Sequence[tuple[Found, Found]]) -> Verdict:
     assert log is not None, "a tested claim has a difference"
     ratio = Difference(math.exp(log.value), exp(log.low), exp(log.high), log.p, log.freedom)
     return Verdict(claim, tested.decision, tested.reason, ratio)
-
-
-def spent_to(run: Found, claim: Claim) -> float:
-    return (run.seconds_to if claim.metric == "seconds" else run.tokens_to)(claim.level)
-
-
-def all_spent(run: Found, claim: Claim) -> float:
-    return run.last.seconds if claim.metric == "seconds" else run.tokens(run.last)
 
 
 def exp(value: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from opd.rows import read_rows
 
-from .plan import Budget, Run
+from .plan import Budget, Run, Unit
 
 Problems = tuple[tuple[int, int], ...]
 """Responses that passed and that were judged, problem by problem."""
@@ -40,7 +40,7 @@ class Point:
     truncated: float
     by_problem: Problems
 
-    def spent(self, unit: str) -> float:
+    def spent(self, unit: Unit) -> float:
         return getattr(self, unit)
 
 
@@ -66,23 +66,20 @@ class Found:
         """The highest held-out evaluation; the earliest of several."""
         return max(self.curves["held_out"], key=lambda point: point.sampled)
 
-    def tokens_to(self, accuracy: float) -> float:
-        """Tokens before the first evaluation at or above `accuracy`; infinite if there is none."""
+    def spent_to(self, accuracy: float, unit: Unit = "generated_tokens") -> float:
+        """Spent before the first evaluation at or above `accuracy`; infinite if there is none."""
         curve = self.curves["held_out"]
-        return next((self.tokens(point) for point in curve if point.sampled >= accuracy), math.inf)
-
-    def seconds_to(self, accuracy: float) -> float:
-        """Of training, before the first evaluation at or above `accuracy`."""
-        curve = self.curves["held_out"]
-        return next((point.seconds for point in curve if point.sampled >= accuracy), math.inf)
+        reached = (self.spent(point, unit) for point in curve if point.sampled >= accuracy)
+        return next(reached, math.inf)
 
     @property
     def last(self) -> Point:
         return self.curves["held_out"][-1]
 
-    def tokens(self, point: Point) -> float:
-        """Generated before `point`, or learned in a run that generates none."""
-        return point.generated_tokens if self.last.generated_tokens else point.learner_tokens
+    def spent(self, point: Point, unit: Unit = "generated_tokens") -> float:
+        """Before `point`; a run that generates no tokens counts those that it learns."""
+        generates = unit != "generated_tokens" or self.last.generated_tokens
+        return point.spent(unit if generates else "learner_tokens")
 
 
 def costs(folder: Path) -> dict[str, Mapping[str, Any]]:

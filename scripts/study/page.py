@@ -22,8 +22,8 @@ from opd.evaluation.metrics import Estimate, share_over_problems
 from opd.rows import replace_file
 
 from .claims import (
-    RATIOS,
     SHARES,
+    Claim,
     Findings,
     Verdict,
     difference_of,
@@ -214,7 +214,7 @@ def targets(study: Study, findings: Findings, row: str) -> dict[str, str]:
     for mine, theirs in paired_runs(findings[row], findings[study.base]):
         goals = (*study.levels, theirs.best.low, theirs.best.sampled)
         for name, goal in zip(cells, goals, strict=True):
-            cells[name].append((mine.tokens_to(goal), theirs.tokens_to(goal)))
+            cells[name].append((mine.spent_to(goal), theirs.spent_to(goal)))
     return {name: spent_on(found, row == study.base) for name, found in cells.items()}
 
 
@@ -264,7 +264,7 @@ def marks(found: Sequence[Found]) -> tuple[Mark, ...]:
     steps: dict[int, list[tuple[float, float]]] = {}
     for run in found:
         for point in run.curves["held_out"]:
-            steps.setdefault(point.step, []).append((run.tokens(point), point.sampled))
+            steps.setdefault(point.step, []).append((run.spent(point), point.sampled))
     marks: list[Mark] = []
     for points in steps.values():
         tokens, accuracies = zip(*points, strict=True)
@@ -288,6 +288,7 @@ def environment() -> Environment:
         "estimate": estimate,
         "points": points_of,
         "difference": difference_text,
+        "metric": metric_text,
         "chance": chance,
         "spent": spent_text,
     }
@@ -314,10 +315,19 @@ def difference_text(verdict: Verdict) -> str:
         return "-"
     if metric in SHARES:
         return f"{points_of(found)} points"
-    if metric in RATIOS:
+    if metric == "spent":
         return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] times"
     unit = "tokens" if metric == "length" else "nats"
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] {unit}"
+
+
+def metric_text(claim: Claim, study: Study) -> str:
+    """What two rows are compared in."""
+    unit = (claim.unit or study.budget.unit).replace("_", " ")
+    if claim.metric == "spent":
+        return f"{unit} to {100 * claim.level:.0f} %"
+    name = claim.metric.replace("_", "-")
+    return name if claim.unit is None else f"{name} at equal {unit}"
 
 
 def chance(found: Difference | None) -> str:

@@ -44,14 +44,21 @@ CLAIMS = """
 - claim: C
   arxiv: "3"
   rows: [distilled, reward]
-  metric: tokens
+  metric: spent
   direction: lower
   effect: 1.5
   level: .5
 - {claim: D, arxiv: "4", rows: *both, metric: untouched, direction: higher, effect: .1}
 - {claim: E, arxiv: "5", rows: [theirs, reward], metric: held_out, direction: lower, effect: .02}
 - {claim: F, arxiv: "6", rows: [distilled, reward], metric: length, direction: higher, effect: 1}
-- {claim: G, arxiv: "7", rows: *both, metric: seconds, direction: lower, effect: 1.5, level: .5}
+- claim: G
+  arxiv: "7"
+  rows: *both
+  metric: spent
+  unit: seconds
+  direction: lower
+  effect: 1.5
+  level: .5
 - {claim: H, arxiv: "8", rows: [distilled, elsewhere], metric: length, direction: lower, effect: 1}
 """
 
@@ -144,7 +151,8 @@ def test_a_run_is_read_at_its_budget(study: Any, opened: Any) -> None:
     assert reward.at(replace(budget, unit="seconds", amount=31)).step == 2
     # A step of 20 s holds 5 s of evaluation.
     assert [point.seconds for point in reward.curves["held_out"]] == [0, 15, 30, 45, 60]
-    assert distilled.tokens_to(0.5) == 3000 and math.isinf(distilled.tokens_to(0.99))
+    assert distilled.spent_to(0.5) == 3000 and math.isinf(distilled.spent_to(0.99))
+    assert reward.spent_to(0.7) == 9200 and reward.spent_to(0.7, "seconds") == 45
 
 
 def test_crossed_intervals_hold_both_seeds_and_problems(study: Any) -> None:
@@ -215,6 +223,7 @@ def test_one_page_tells_what_was_found(study: Any, opened: Any, tmp_path: Path) 
     assert [re.match(r"\| `(\w+)`", line)[1] for line in table[:2]] == ["distilled", "reward"]  # type: ignore[index]
     assert "theirs-seed0: no such trainer" in text and "not run: theirs (1)" in text
     assert "| `distilled` | 3k, 3.1x |" in text and "| `reward` | 9k |" in text
+    assert "`reward`: seconds to 50 % |" in text
     assert text.count("**seen**") == 3 and "{{" not in text
     html = (tmp_path / "page" / "study.html").read_text()
     assert html.count("<svg") >= 4 and "http-equiv" in html and "<script" not in html
