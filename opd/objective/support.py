@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.errors import RecipeError
 from opd.objective.logits import LEAST_TAIL, Logits
 
 
@@ -69,7 +70,8 @@ class Merged(Support):
     the student's stop away and does not give it the teacher's.
     """
 
-    ids: Annotated[tuple[int, ...], Field(min_length=2)]
+    ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2)]
+    """Raises RecipeError for one that the vocabulary has not."""
     support: Support = field(default_factory=Full)
 
     def __call__(
@@ -81,6 +83,11 @@ class Merged(Support):
     def _merged(self, side: Logits, temperature: float) -> Logits:
         """All of the ids' probability on the first of them."""
         log_probs = side.log_probs(temperature)
+        if max(self.ids) >= log_probs.shape[-1]:
+            raise RecipeError(
+                f"terms: Merged.ids holds {max(self.ids)}, and the vocabulary has "
+                f"{log_probs.shape[-1]} entries; give ids of this model's tokenizer"
+            )
         ids = torch.tensor(self.ids, device=log_probs.device)
         together = log_probs[:, ids].logsumexp(-1, keepdim=True)
         rest = log_probs.index_fill(-1, ids[1:], -torch.inf)

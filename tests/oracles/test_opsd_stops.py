@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from opd.errors import RecipeError
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
 from opd.objective.loss import Distill
 from opd.objective.support import Full, Merged, Support, TopK
@@ -58,3 +59,9 @@ def test_ids_that_nobody_says_change_nothing(tiny_model_dir: Path) -> None:
     found = pull_of(tiny_model_dir, {"distil": merged})
     assert all(torch.isfinite(each).all() for each in found.values())
     assert 0 < distance(found, pull_of(tiny_model_dir, {"distil": distil("solution")})) < 0.3
+
+
+def test_an_id_that_the_vocabulary_has_not_is_refused() -> None:
+    loss = Distill(target="q", divergence=ForwardKL(), support=Merged(ids=(0, 3)))
+    with pytest.raises(RecipeError, match=r"Merged\.ids holds 3, and the vocabulary has 3 entries"):
+        pulled(loss, STUDENT, q=TEACHER)
