@@ -203,6 +203,10 @@ class InView(Source):
     """Drawn ones."""
     learned: Learned = "plain"
 
+    def __post_init__(self) -> None:
+        if self.learned == "text" and self.answers is None:
+            raise ValueError("what is drawn here is in this model's tokens; set learned to plain")
+
     @property
     def tells_logprobs(self) -> bool:
         return self.learned == "as_drawn" and self.answers is None

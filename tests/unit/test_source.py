@@ -274,6 +274,11 @@ def test_an_attempt_is_read_and_written_again(sampler: Sampler, tmp_path: Path) 
     assert build(InView, {"view": view, "of": of, "answers": answers}).authors() == {"weights"}
 
 
+def test_what_is_drawn_here_is_not_encoded_anew() -> None:
+    with pytest.raises(RecipeError, match=r"source: what is drawn here is in this model's tokens"):
+        build(InView, {"view": "Plain", "learned": "text"}, "source")
+
+
 def test_a_view_with_nothing_to_say_is_named(sampler: Sampler, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_judged(path, [judged(sampler, PROBLEMS[0], "c", "no_verdict")])
