@@ -80,6 +80,8 @@ class Random(Exposure):
 
     low: Share = 0.05
     high: Share = 1.0
+    whole_from: Share = 1.0
+    """Shares from here on are 1, which else is never drawn. Ours."""
     hold: Annotated[int, Field(gt=0)] = 5
     """Steps."""
 
@@ -88,7 +90,8 @@ class Random(Exposure):
 
     def at(self, step: int, steps: int, seed: int) -> float:
         drawn = random.Random(seed_of(seed, "exposure", step // self.hold))
-        return drawn.uniform(self.low, self.high)
+        share = drawn.uniform(self.low, self.high)
+        return share if share < self.whole_from else 1.0
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ class BetaPolicy(Exposure):
     entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     low: Share = 0.05
     high: Share = 1.0
+    whole_from: Share = 1.0
+    """Shares from here on are 1: else a segment is always left out, for no sample is 1. Ours."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Decay of the moving averages: of the shares, the loss, the mismatch and the probe's loss."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -237,7 +242,8 @@ class BetaPolicy(Exposure):
         a, b = found.concentration1.item(), found.concentration0.item()
         sample = random.Random(seed_of(seed, "exposure", step)).betavariate(a, b)
         sample = min(1 - EPSILON, max(EPSILON, sample))
-        self.share = min(self.high, max(self.low, sample))
+        held = min(self.high, max(self.low, sample))
+        self.share = held if held < self.whole_from else 1.0
         self.pending.append(Decision(step, state, sample))
 
     def observe(self, update: Update, groups: Sequence[Group]) -> None:
@@ -266,7 +272,8 @@ class BetaPolicy(Exposure):
 
     def reward(self) -> float:
         """Of the decision `look_ahead` steps ago."""
-        goal = discounted_mean(self.goals[1:], self.discount)
+        # What a step's teacher says bears the share of that step, its loss what was learned before.
+        goal = discounted_mean(self.goals[:-1], self.discount)
         return learning_progress(self.losses, self.discount) + self.goal_weight * goal
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_the_reward_of_a_decision():
     assert learning_progress(losses, 0.9) == pytest.approx(0.2215, abs=1e-6)
     assert discounted_mean(goals, 0.9) == pytest.approx(-0.496678967, abs=1e-6)
     policy = BetaPolicy(hold=3, look_ahead=3, discount=0.9, goal_weight=0.1)
-    policy.losses, policy.goals = losses, [7.0, *goals]
+    policy.losses, policy.goals = losses, [*goals, 7.0]
     assert policy.reward() == pytest.approx(0.171832103, abs=1e-6)
 
 

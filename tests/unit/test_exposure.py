@@ -93,8 +93,8 @@ def test_a_reward_looks_from_its_decision_to_the_end_of_its_window() -> None:
         policy.observe(update(step, nll, goal), ())
     first, second = policy.finished
     assert (first[0].step, second[0].step) == (0, 2)
-    assert first[1] == pytest.approx((1.0 + 0.5 * 4.0) + (-1.0 - 0.5 * 4.0) / 1.5)
-    assert second[1] == pytest.approx((0.0 + 0.5 * 3.0) + (0.0 - 0.5 * 2.0) / 1.5)
+    assert first[1] == pytest.approx((1.0 + 0.5 * 4.0) + (-7.0 - 0.5 * 1.0) / 1.5)
+    assert second[1] == pytest.approx((0.0 + 0.5 * 3.0) + (-4.0 - 0.5 * 0.0) / 1.5)
 
 
 def test_a_state_holds_what_was_seen_before_the_decision() -> None:
@@ -118,6 +118,27 @@ def test_a_policy_learns_which_shares_are_followed_by_progress() -> None:
     live(fewer, 0, 800)
     assert more.policy([more.pending[-1].state]).mean.item() > 0.7
     assert fewer.policy([fewer.pending[-1].state]).mean.item() < 0.3
+    # A share that is held for one step must be rewarded for what was said in that step.
+    once = BetaPolicy(hold=1, look_ahead=1, goal_weight=1.0, learning_rate=0.02)
+    live(once, 0, 400)
+    assert once.policy([once.pending[-1].state]).mean.item() < 0.3
+
+
+def test_shares_from_a_bound_on_are_whole() -> None:
+    drawn = [
+        [part.at(step, 100, SEED) for step in range(40)]
+        for part in (
+            Random(hold=1),
+            Random(hold=1, whole_from=0.6),
+            BetaPolicy(hold=1),
+            BetaPolicy(hold=1, whole_from=0.6),
+        )
+    ]
+    for free, bound in (drawn[:2], drawn[2:]):
+        assert max(free) < 1
+        assert bound == [share if share < 0.6 else 1.0 for share in free] and 1.0 in bound
+    most = BetaPolicy(hold=1, high=0.5, whole_from=0.6)
+    assert max(most.at(step, 100, SEED) for step in range(40)) == 0.5
 
 
 def test_equal_rewards_teach_nothing() -> None:
