@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from accelerate.utils import broadcast_object_list
+
 from opd.errors import CollapseError, RecipeError
 from opd.evaluation.evaluator import Measurement
 from opd.guard import Breach
@@ -21,6 +23,8 @@ def heed(run: Run, numbers: Mapping[str, float], *, measured: bool) -> bool:
     Raises CollapseError, with a checkpoint on disk, when a limit that stops the run is not kept.
     """
     guard = run.recipe.guard
+    # Clocks differ from rank to rank, and all must go on or back together.
+    (numbers,) = broadcast_object_list([dict(numbers)])
     breaches = guard.read(numbers)
     for breach in breaches:
         run.log.warn(run.progress.step, breach.sentence)

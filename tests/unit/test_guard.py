@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from opd.cli import main
@@ -17,7 +18,9 @@ from opd.guard import Guard, Limit
 from opd.learner.checkpoint import find_fault
 from opd.loop import train
 from opd.recipe import Recipe
+from opd.run import open_run
 from opd.tree import write_yaml
+from opd.watch import heed
 from tests.runs import run, tree
 
 
@@ -188,6 +191,21 @@ def test_a_metric_of_a_view_that_is_not_there_yet_may_come(
     run(tiny_model_dir, output, guard={"limits": limits}, steps=2, benchmarks={}, **changes)
     (warned,) = [row for row in rows(output) if row["kind"] == "warning"]
     assert "nothing is called 'teacher_gap/sibling'" in warned["text"]
+
+
+def test_every_rank_heeds_the_numbers_of_the_first(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = "learner_tokens_per_second"
+    limits = {"mine": {"metric": speed, "least": 3, "then": "stop"}}
+    recipe = build(Recipe, tree(tiny_model_dir, tmp_path / "run", guard={"limits": limits}))
+    opened = open_run(recipe, Accelerator(cpu=True))
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("opd.watch.broadcast_object_list", lambda _: [{speed: 4.0}])
+    assert heed(opened, {speed: 2.0}, measured=False)
+    monkeypatch.setattr("opd.watch.broadcast_object_list", lambda _: [{speed: 2.0}])
+    with pytest.raises(CollapseError, match=speed):
+        heed(opened, {speed: 4.0}, measured=False)
 
 
 def test_limits_are_parts_of_a_recipe() -> None:
