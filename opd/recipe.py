@@ -73,7 +73,7 @@ class Recipe:
     teacher: Teacher = field(default_factory=Teacher)
     optimizer: Optimizer = field(default_factory=Optimizer)
     extrapolation: Extrapolation = field(default_factory=Stay)
-    """What becomes of the weights between updates."""
+    """What becomes of the weights and the optimizer's moments between updates."""
     problems_per_step: Annotated[int, Field(gt=0)] = 32
     updates_per_step: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps on each step's rollouts, each on a part of them."""

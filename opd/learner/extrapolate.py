@@ -22,7 +22,7 @@ from opd.learner.model import Causal, backbone_of
 
 
 class Extrapolation(ABC):
-    """What becomes of the weights between updates."""
+    """What becomes of the weights, and of the optimizer's moments, between updates."""
 
     problems: int = 0
     """Training problems on which a leap is judged."""
@@ -45,6 +45,22 @@ class Stay(Extrapolation):
     def __call__(
         self, done: int, learner: Learner, value: Callable[[], float]
     ) -> Mapping[str, float]:
+        return {}
+
+
+@part
+class FreshMoments(Extrapolation):
+    """The weights stay; before certain updates the optimizer forgets what it has seen, as if
+    training began there. Ours, for stages that follow each other (arXiv 2603.11178)."""
+
+    at_steps: tuple[Annotated[int, Field(gt=0)], ...]
+    """Counted from 0."""
+
+    def __call__(
+        self, done: int, learner: Learner, value: Callable[[], float]
+    ) -> Mapping[str, float]:
+        if done in self.at_steps:
+            learner.optimizer.state.clear()
         return {}
 
 

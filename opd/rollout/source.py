@@ -14,6 +14,7 @@ from pydantic import Field
 
 from opd.config import part
 from opd.errors import DataError
+from opd.objective.schedule import Between, Constant, Schedule
 from opd.privileged import Group, Problem
 from opd.rollout.chat import Chat
 from opd.rollout.engine import Sampling
@@ -356,11 +357,12 @@ def written(problem: Problem, text: str, sampler: Sampler) -> Rollout:
 
 @part
 class Mixed(Source):
-    """One of two sources for each whole step, drawn by the step's number. arXiv 2306.13649."""
+    """One of two sources for each whole step, drawn by the step's number. arXiv 2306.13649; one
+    after the other, as arXiv 2603.11178 has it, where the share is 1 and then 0 or the reverse."""
 
     first: Source
     second: Source
-    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    share: Annotated[Schedule, Between(0, 1)] = field(default_factory=lambda: Constant(value=0.5))
     """Probability of `first`."""
 
     @property
@@ -381,5 +383,5 @@ class Mixed(Source):
         self, problems: Sequence[Problem], sampler: Sampler, sampling: Sampling, step: int
     ) -> list[list[Rollout]]:
         draw = Random(seed_of(sampler.seed, "mixed", step)).random()
-        chosen = self.first if draw < self.share else self.second
+        chosen = self.first if draw < self.share.now else self.second
         return chosen.collect(problems, sampler, sampling, step)

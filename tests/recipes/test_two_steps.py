@@ -67,6 +67,7 @@ ELSEWHERE = {
     "paced": ("problems.limit=16",),
     "paced_filtered": ("problems.limit=48",),
     "paced_once": ("problems.limit=16",),
+    "paced_staged": ("problems.limit=16",),
 }
 """What needs a GPU, a hub or an earlier run, replaced by what is here, and what measures all of its
 problems first, given few."""

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from opd.config import build
 from opd.errors import DataError
 from opd.evaluation.evaluator import Benchmark, Judged, in_order, measure
+from opd.objective.schedule import Constant
+from opd.parts import tell
 from opd.privileged import Privileged, Problem
 from opd.rollout.chat import Chat
 from opd.rollout.engine import Sampling
 from opd.rollout.hf import HF
 from opd.rollout.sampler import Sampler, seed_of
-from opd.rollout.source import Demonstrations, Mixed, OnPolicy
+from opd.rollout.source import Demonstrations, Mixed, OnPolicy, Source
 from opd.types import Message, Prompt, Rollout, Verdict
 
 SAMPLING = Sampling(max_response_tokens=6)
@@ -84,7 +87,7 @@ def test_demonstrations_are_written_not_sampled(sampler: Sampler) -> None:
 
 def test_mixed_takes_one_source_a_step_by_its_share(sampler: Sampler) -> None:
     def sampled(share: float) -> list[bool]:
-        mixed = Mixed(first=OnPolicy(), second=Demonstrations(), share=share)
+        mixed = Mixed(first=OnPolicy(), second=Demonstrations(), share=Constant(value=share))
         steps = [mixed.collect(PROBLEMS[:2], sampler, SAMPLING, step) for step in range(40)]
         kinds = [{r.policy_step >= 0 for group in groups for r in group} for groups in steps]
         assert all(len(kind) == 1 for kind in kinds)
@@ -93,6 +96,24 @@ def test_mixed_takes_one_source_a_step_by_its_share(sampler: Sampler) -> None:
     assert not any(sampled(0.0)) and all(sampled(1.0))
     assert 10 <= sum(sampled(0.5)) <= 30
     assert sampled(0.5) == sampled(0.5)
+
+
+def test_mixed_takes_one_source_after_the_other(sampler: Sampler) -> None:
+    mixed = build(
+        Source,
+        {
+            "name": "Mixed",
+            "first": "OnPolicy",
+            "second": "Demonstrations",
+            "share": {"name": "Switch", "values": [0, 1], "at_steps": [3]},
+        },
+    )
+    sampled = []
+    for step in range(6):
+        tell(mixed, step, 6)
+        ((rollout,),) = mixed.collect(PROBLEMS[:1], sampler, SAMPLING, step)
+        sampled.append(rollout.policy_step >= 0)
+    assert sampled == [False] * 3 + [True] * 3
 
 
 def judge(rollouts: Sequence[Rollout]) -> list[Verdict]:
