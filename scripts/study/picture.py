@@ -33,7 +33,7 @@ def draw_pictures(folder: Path) -> list[Path]:
         for figure in sorted(folder.glob("*.svg")):
             page.set_content(f"<body style='margin:0'>{figure.read_text(encoding='utf-8')}</body>")
             picture = figure.with_suffix(".png")
-            page.locator("svg").screenshot(path=picture)
+            page.locator("body > svg").screenshot(path=picture)
             drawn.append(picture)
         browser.close()
     return drawn

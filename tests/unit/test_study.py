@@ -235,7 +235,8 @@ def test_one_page_tells_what_was_found(study: Any, opened: Any, tmp_path: Path) 
 def test_figures_become_pictures(study: Any, tmp_path: Path) -> None:
     """By a real browser: twice as wide, of the figure's own shape and colour."""
     figure = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1040 52">{}</svg>'
-    (tmp_path / "red.svg").write_text(figure.format('<rect width="1040" height="52" fill="red"/>'))
+    panel = '<svg><rect width="1040" height="52" fill="red"/></svg>'
+    (tmp_path / "red.svg").write_text(figure.format(panel))
     try:
         (picture,) = study("picture").draw_pictures(tmp_path)
     except DataError as error:
