@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd.config import load_recipe
+from opd.config import build, load_recipe
 from opd.learner.extrapolate import Leap, places
 from opd.learner.learner import Learner
 from opd.learner.model import merged_weights
+from opd.recipe import Recipe
 from tests.runs import run
 from tests.students import open_student
 
@@ -97,6 +98,15 @@ def test_leaps_go_on_until_the_first_that_fails(
         assert still and all(torch.equal(after[name], before[name]) for name in still)
     held = {name: place.read() for name, place in places(learner.model)}
     assert all(torch.equal(leap.origin[name], held[name]) for name in held)
+
+
+def test_the_recipe_goes_past_a_tie(tiny_model_dir: Path) -> None:
+    """As its own run does after the first step."""
+    learner = open_student(tiny_model_dir)
+    leap = build(Recipe, load_recipe("effopd")).extrapolation
+    leap.setup(learner)
+    found = leap(1, learner, iter([0.32, 0.32, 0.34, 0.38, 0.32]).__next__)
+    assert found["leap/reach"] == 3 and found["leap/solved"] == 0.38
 
 
 def test_an_adapter_leaps_by_its_product(tiny_model_dir: Path) -> None:
