@@ -251,10 +251,12 @@ class BetaPolicy(Exposure):
         Everything read is of the weights before the step's update."""
         seen = update.metrics
         self.average("share", self.share)
-        self.average("loss", sum(seen[name] for name in seen if name.startswith("loss/")))
-        self.average("mismatch", -mean_of(seen, "teacher_gap/"))
+        # A step that has trained on no token says nothing of these.
+        if "entropy" in seen:
+            self.average("loss", sum(seen[name] for name in seen if name.startswith("loss/")))
+            self.average("mismatch", -mean_of(seen, "teacher_gap/"))
+            self.confidence = math.exp(-seen["entropy"])
         self.average("probe", seen["probe/nll"])
-        self.confidence = math.exp(-seen["entropy"])
         kept = self.look_ahead + 1
         self.losses = [*self.losses, self.averages["probe"]][-kept:]
         self.goals = [*self.goals, mean_of(seen, "probe/teacher_logprob/")][-kept:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,12 @@ def test_a_state_holds_what_was_seen_before_the_decision() -> None:
     policy.at(2, 4, SEED)
     expected = (0.5, (first + second) / 2, 0.5, 0.2, 2.5, confidence)
     assert policy.pending[-1].state == pytest.approx(expected)
+    # Nobody was trained on: what that would tell stays as it was.
+    idle = update(2, 2.5)
+    bare = {name: idle.metrics[name] for name in idle.metrics if name.startswith("probe/")}
+    policy.observe(replace(idle, metrics=bare), ())
+    policy.at(3, 4, SEED)
+    assert policy.pending[-1].state[2:] == pytest.approx((0.5, 0.2, 2.5, confidence))
 
 
 def test_a_policy_learns_which_shares_are_followed_by_progress() -> None:
