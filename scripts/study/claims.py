@@ -20,7 +20,7 @@ from opd.config import build, part
 from opd.tree import read_yaml
 
 from .found import Found, shares
-from .paired import Difference, by_seed, crossed
+from .paired import Difference, bounded, by_seed, crossed
 from .plan import Budget, Unit
 
 Decision = Literal["seen", "not seen", "not testable at this size"]
@@ -130,25 +130,33 @@ def of_shares(claim: Claim, pairs: Sequence[tuple[Found, Found]], budget: Budget
 
 
 def of_spent(claim: Claim, pairs: Sequence[tuple[Found, Found]], unit: Unit) -> Verdict:
-    """Ratios of what is spent until a level. A run that never gets there counts with all that it
-    spent: less than it needs, so that no claim is seen only because the second row stopped."""
-    logs: list[float] = []
+    """Ratios of what is spent until a level, which lies somewhere between two evaluations: the
+    interval holds wherever that is. A run that never gets there counts with all that it spent: less
+    than it needs, so that no claim is seen only because the second row stopped."""
+    ratios: list[tuple[float, float, float]] = []
     for first, second in pairs:
         needed = [run.spent_to(claim.level, unit) for run in (first, second)]
         if all(map(math.isinf, needed)) or 0 in needed:
             continue
-        spent = [
-            run.spent(run.last, unit) if math.isinf(amount) else amount
-            for run, amount in zip((first, second), needed, strict=True)
-        ]
-        logs.append(math.log(spent[0] / spent[1]))
-    if not logs:
+        (early, late), (other_early, other_late) = (
+            run.spent_until(claim.level, unit) for run in (first, second)
+        )
+        ratios.append((log(early, other_late), log(late, other_late), log(late, other_early)))
+    if not ratios:
         return untested(claim, f"no seed comes to {100 * claim.level:.0f} % by training")
-    tested = decided(claim, by_seed(logs), math.log(claim.effect), f"{len(logs)} seeds")
-    log = tested.difference
-    assert log is not None, "a tested claim has a difference"
-    ratio = Difference(math.exp(log.value), exp(log.low), exp(log.high), log.p, log.freedom)
+    over = f"{len(ratios)} seed{'s' if len(ratios) > 1 else ''}"
+    tested = decided(claim, bounded(*zip(*ratios, strict=True)), math.log(claim.effect), over)
+    found = tested.difference
+    assert found is not None, "a tested claim has a difference"
+    ratio = Difference(exp(found.value), exp(found.low), exp(found.high), found.p, found.freedom)
     return Verdict(claim, tested.decision, tested.reason, ratio)
+
+
+def log(first: float, second: float) -> float:
+    """Of first / second, of which one is positive."""
+    if 0 in (first, second):
+        return -math.inf if second else math.inf
+    return math.log(first / second)
 
 
 def exp(value: float) -> float:

@@ -72,6 +72,17 @@ class Found:
         reached = (self.spent(point, unit) for point in curve if point.sampled >= accuracy)
         return next(reached, math.inf)
 
+    def spent_until(self, accuracy: float, unit: Unit) -> tuple[float, float]:
+        """Between which amounts `accuracy` was reached: of the evaluation before it and of its
+        own. Both are all that the run spent where it was not reached."""
+        before = 0.0
+        for point in self.curves["held_out"]:
+            spent = self.spent(point, unit)
+            if point.sampled >= accuracy:
+                return before, spent
+            before = spent
+        return before, before
+
     @property
     def last(self) -> Point:
         return self.curves["held_out"][-1]

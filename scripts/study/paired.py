@@ -64,6 +64,19 @@ def by_seed(differences: Sequence[float]) -> Difference:
     return student(float(values.mean()), float(values.var(ddof=1)) / len(values), len(values) - 1)
 
 
+def bounded(lows: Sequence[float], values: Sequence[float], highs: Sequence[float]) -> Difference:
+    """The mean of one difference a seed, of each of which no more than its bounds is known: the
+    interval goes from the low end of the lows' to the high end of the highs'. Its chance is that of
+    the less telling bounds."""
+    tests = [by_seed(bounds) for bounds in (lows, highs) if all(map(math.isfinite, bounds))]
+    middle = by_seed(values)
+    low = by_seed(lows).low if all(map(math.isfinite, lows)) else -math.inf
+    high = by_seed(highs).high if all(map(math.isfinite, highs)) else math.inf
+    is_on_one_side = all(test.value * middle.value > 0 for test in tests)
+    chance = max((test.p for test in tests), default=1.0) if is_on_one_side else 1.0
+    return Difference(middle.value, low, high, chance, middle.freedom)
+
+
 def student(mean: float, variance: float, freedom: float) -> Difference:
     """A mean with its estimated variance under Student's t."""
     if variance == 0.0:

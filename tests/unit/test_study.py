@@ -170,6 +170,13 @@ def test_crossed_intervals_hold_both_seeds_and_problems(study: Any) -> None:
     error = math.sqrt(0.025 / 5)
     assert alone.high - alone.value == pytest.approx(2.776445 * error, rel=1e-6)
     assert by_seed([0.1, 0.2, 0.3, 0.4, 0.5]).high == pytest.approx(alone.high)
+    # Bounds that agree on the side: the wider ones' ends, the higher chance.
+    lows, values, highs = [-3.0, -3.2], [-2.0, -2.1], [-1.0, -1.1]
+    found = study("paired").bounded(lows, values, highs)
+    assert found.low == by_seed(lows).low and found.high == by_seed(highs).high
+    assert found.value == pytest.approx(-2.05) and found.p == by_seed(highs).p > by_seed(values).p
+    assert study("paired").bounded(lows, values, [1.0, 1.1]).p == 1.0
+    assert study("paired").bounded([-math.inf] * 2, values, highs).low == -math.inf
     # t = 2 at 10 degrees of freedom: p = .07338803.
     assert study("paired").two_sided(2.0, 10) == pytest.approx(0.07338803, abs=1e-8)
     assert math.isinf(by_seed([0.3]).high) and by_seed([0.0, 0.0]).p == 1.0
@@ -201,7 +208,14 @@ def test_claims_are_decided_by_intervals_alone(study: Any, opened: Any, tmp_path
     assert "the opposite" in reasons[1] and "no room" in reasons[3] and "theirs" in reasons[4]
     # Both seeds reach 50 % after 3,000 and after 9,200 tokens: a ratio without spread.
     assert verdicts[2].difference.value == pytest.approx(3000 / 9200)
+    # Somewhere between 0 and 3,000, and between 6,000 and 9,200.
+    assert verdicts[2].difference.low == 0.0
+    assert verdicts[2].difference.high == pytest.approx(3000 / 6000)
     assert verdicts[6].difference.value == pytest.approx(15 / 45)
+    # Evaluations that lie too far apart tell no effect from none.
+    same = {"distilled": findings["distilled"], "reward": findings["distilled"]}
+    close = claims.judged(verdicts[2].claim, same, opened.budget)
+    assert close.decision == untestable and close.difference.p == 1.0
     # A claim on a row of another study is that study's.
     pages = study("page").verdicts(opened, findings)
     assert [verdict.claim.claim for verdict in pages] == ["A", "B", "C", "D", "E", "F", "G"]
