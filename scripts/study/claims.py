@@ -51,6 +51,9 @@ class Claim:
     level: Annotated[float, Field(gt=0, lt=1)] = 0.8
     unit: Unit | None = None
     """What is spent, and what both rows have spent where they are read; the study's by default."""
+    amount: Annotated[float, Field(gt=0)] | None = None
+    """Where they are read, if not at the study's budget, or at what all runs have spent in another
+    unit."""
 
 
 @part
@@ -84,8 +87,7 @@ def judged(claim: Claim, findings: Findings, budget: Budget) -> Verdict:
         return untested(claim, f"seeds that both rows have finished: {len(pairs)}")
     if claim.metric == "spent":
         return of_spent(claim, pairs, claim.unit or budget.unit)
-    if claim.unit not in (None, budget.unit):
-        budget = common(pairs, claim.unit)
+    budget = read_at(claim, pairs, budget)
     if claim.metric in SHARES:
         return of_shares(claim, pairs, budget)
     first, second = ([run.at(budget) for run in runs] for runs in zip(*pairs, strict=True))
@@ -94,11 +96,15 @@ def judged(claim: Claim, findings: Findings, budget: Budget) -> Verdict:
     return decided(claim, by_seed(gaps), claim.effect, f"{len(pairs)} seeds")
 
 
-def common(pairs: Sequence[tuple[Found, Found]], unit: Unit) -> Budget:
-    """What every run has spent in the end."""
-    return Budget(
-        unit=unit, amount=min(run.spent(run.last, unit) for pair in pairs for run in pair)
-    )
+def read_at(claim: Claim, pairs: Sequence[tuple[Found, Found]], budget: Budget) -> Budget:
+    """Where a claim's rows are read."""
+    unit = claim.unit or budget.unit
+    if claim.amount is not None:
+        return Budget(unit=unit, amount=claim.amount)
+    if unit == budget.unit:
+        return budget
+    ends = [run.spent(run.last, unit) for pair in pairs for run in pair]
+    return Budget(unit=unit, amount=min(ends))
 
 
 def paired_runs(first: Sequence[Found], second: Sequence[Found]) -> list[tuple[Found, Found]]:

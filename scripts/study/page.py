@@ -327,6 +327,8 @@ def metric_text(claim: Claim, study: Study) -> str:
     if claim.metric == "spent":
         return f"{unit} to {100 * claim.level:.0f} %"
     name = claim.metric.replace("_", "-")
+    if claim.amount is not None:
+        return f"{name} at {claim.amount:,.0f} {unit}"
     return name if claim.unit is None else f"{name} at equal {unit}"
 
 

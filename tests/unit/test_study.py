@@ -212,6 +212,16 @@ def test_claims_are_decided_by_intervals_alone(study: Any, opened: Any, tmp_path
     assert verdicts[2].difference.low == 0.0
     assert verdicts[2].difference.high == pytest.approx(3000 / 6000)
     assert verdicts[6].difference.value == pytest.approx(15 / 45)
+    # Early, while both know as little; and where 30 seconds have been spent.
+    start = replace(verdicts[0].claim, amount=2000.0)
+    assert claims.judged(start, findings, opened.budget).difference.value == pytest.approx(
+        0, abs=0.1
+    )
+    pairs = claims.paired_runs(findings["distilled"], findings["reward"])
+    assert claims.read_at(start, pairs, opened.budget).amount == 2000
+    timed = replace(verdicts[0].claim, unit="seconds")
+    assert claims.read_at(timed, pairs, opened.budget).amount == 60
+    assert claims.read_at(verdicts[0].claim, pairs, opened.budget) is opened.budget
     # Evaluations that lie too far apart tell no effect from none.
     same = {"distilled": findings["distilled"], "reward": findings["distilled"]}
     close = claims.judged(verdicts[2].claim, same, opened.budget)
