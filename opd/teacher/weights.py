@@ -42,12 +42,12 @@ class TeacherWeights(ABC):
     """Parameters to score with. What `setup` opens and `follow` changes is state, not recipe: what
     `follow` changes is in a `state_dict` that `load_state_dict` undoes."""
 
-    def setup(self, learner: Learner) -> None:  # noqa: B027
-        """Open what is needed, once, before any step or resume."""
-
     can_write: ClassVar[bool] = True
     """Whether the student's engine can hold the parameters, so that a view may be written by them.
     """
+
+    def setup(self, learner: Learner) -> None:  # noqa: B027
+        """Open what is needed, once, before any step or resume."""
 
     @property
     def recording(self) -> Recording | None:

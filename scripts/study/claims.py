@@ -141,20 +141,21 @@ def of_spent(claim: Claim, pairs: Sequence[tuple[Found, Found]], unit: Unit) -> 
     than it needs, so that no claim is seen only because the second row stopped."""
     ratios: list[tuple[float, float, float]] = []
     for first, second in pairs:
-        needed = [run.spent_to(claim.level, unit) for run in (first, second)]
-        if all(map(math.isinf, needed)) or 0 in needed:
+        found = [run.reached(claim.level, unit) for run in (first, second)]
+        if not any(found) or any(bounds is not None and bounds[1] == 0 for bounds in found):
             continue
+        ends = [run.spent(run.last, unit) for run in (first, second)]
         (early, late), (other_early, other_late) = (
-            run.spent_until(claim.level, unit) for run in (first, second)
+            bounds or (end, end) for bounds, end in zip(found, ends, strict=True)
         )
         ratios.append((log(early, other_late), log(late, other_late), log(late, other_early)))
     if not ratios:
         return untested(claim, f"no seed comes to {100 * claim.level:.0f} % by training")
     over = f"{len(ratios)} seed{'s' if len(ratios) > 1 else ''}"
     tested = decided(claim, bounded(*zip(*ratios, strict=True)), math.log(claim.effect), over)
-    found = tested.difference
-    assert found is not None, "a tested claim has a difference"
-    ratio = Difference(exp(found.value), exp(found.low), exp(found.high), found.p, found.freedom)
+    logs = tested.difference
+    assert logs is not None, "a tested claim has a difference"
+    ratio = Difference(exp(logs.value), exp(logs.low), exp(logs.high), logs.p, logs.freedom)
     return Verdict(claim, tested.decision, tested.reason, ratio)
 
 

@@ -66,22 +66,21 @@ class Found:
         """The highest held-out evaluation; the earliest of several."""
         return max(self.curves["held_out"], key=lambda point: point.sampled)
 
-    def spent_to(self, accuracy: float, unit: Unit = "generated_tokens") -> float:
-        """Spent before the first evaluation at or above `accuracy`; infinite if there is none."""
-        curve = self.curves["held_out"]
-        reached = (self.spent(point, unit) for point in curve if point.sampled >= accuracy)
-        return next(reached, math.inf)
-
-    def spent_until(self, accuracy: float, unit: Unit) -> tuple[float, float]:
-        """Between which amounts `accuracy` was reached: of the evaluation before it and of its
-        own. Both are all that the run spent where it was not reached."""
+    def reached(self, accuracy: float, unit: Unit) -> tuple[float, float] | None:
+        """Between which amounts `accuracy` was reached: of the evaluation before it and of its own;
+        None where it was not."""
         before = 0.0
         for point in self.curves["held_out"]:
             spent = self.spent(point, unit)
             if point.sampled >= accuracy:
                 return before, spent
             before = spent
-        return before, before
+        return None
+
+    def spent_to(self, accuracy: float, unit: Unit = "generated_tokens") -> float:
+        """Spent before the first evaluation at or above `accuracy`; infinite if there is none."""
+        found = self.reached(accuracy, unit)
+        return math.inf if found is None else found[1]
 
     @property
     def last(self) -> Point:

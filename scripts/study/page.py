@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -37,6 +38,9 @@ from .paired import Difference
 from .plan import Budget, Study, runs
 
 TEMPLATES = Path(__file__).parent / "templates"
+Costs = Mapping[str, Mapping[str, Any]]
+"""Run, or what was made for one, to what it took."""
+
 COLUMNS = 3
 """Curves side by side."""
 
@@ -77,7 +81,8 @@ def write_page(study: Study, rates: Mapping[str, str], source: Path) -> Path:
     findings, faults = gathered(study, rates)
     if not findings.get(study.base):
         raise DataError(f"{study.output}: no run of the base {study.base!r} is finished; run it")
-    lines = {row: line(study, findings, row) for row in findings}
+    kept = costs(Path(study.output))
+    lines = {row: line(study, findings, row, kept) for row in findings}
     lines = dict(sorted(lines.items(), key=lambda item: -item[1].held_out.value))
     folder = Path(study.page)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +103,8 @@ def write_page(study: Study, rates: Mapping[str, str], source: Path) -> Path:
         "faults": faults,
         "rates": rates,
         "names": target_names(study),
-        "made": made(study, findings),
-        "circumstances": circumstances(findings),
+        "made": made(findings, kept),
+        "circumstances": circumstances(findings, kept),
         "versions": summary_of(findings[study.base][0].run)["versions"],
     }
     for name, figure in figures.items():
@@ -127,7 +132,7 @@ def gathered(study: Study, rates: Mapping[str, str]) -> tuple[Findings, list[str
     return findings, [*faults, *([f"not run: {'; '.join(never)}"] if never else [])]
 
 
-def line(study: Study, findings: Findings, row: str) -> Line:
+def line(study: Study, findings: Findings, row: str, kept: Costs) -> Line:
     """One row of the tables."""
     found, budget = findings[row], study.budget
     points = [run.at(budget) for run in found]
@@ -146,7 +151,7 @@ def line(study: Study, findings: Findings, row: str) -> Line:
         generated_tokens=fmean(point.generated_tokens for point in points),
         learner_tokens=fmean(point.learner_tokens for point in points),
         seconds=fmean(point.seconds for point in points),
-        core_seconds=core_seconds(found),
+        core_seconds=core_seconds(found, kept),
         entropy=fmean(point.entropy for point in points),
         length=fmean(point.length for point in points),
         targets=targets(study, findings, row),
@@ -156,30 +161,23 @@ def line(study: Study, findings: Findings, row: str) -> Line:
     )
 
 
-def core_seconds(found: Sequence[Found]) -> float | None:
-    kept = [costs(run.run.folder.parent).get(run.run.folder.name) for run in found]
-    known = [row["core_seconds"] for row in kept if row is not None]
+def core_seconds(found: Sequence[Found], kept: Costs) -> float | None:
+    names = [run.run.folder.name for run in found]
+    known = [kept[name]["core_seconds"] for name in names if name in kept]
     return fmean(known) if known else None
 
 
-def made(study: Study, findings: Findings) -> dict[str, float]:
+def made(findings: Findings, kept: Costs) -> dict[str, float]:
     """Core seconds of what was made once for a row's seeds."""
-    kept = costs(Path(study.output))
     names = [path.name for found in findings.values() for path, _ in found[0].run.made]
     return {name: kept[name]["core_seconds"] for name in names if name in kept}
 
 
-def circumstances(findings: Findings) -> list[str]:
+def circumstances(findings: Findings, kept: Costs) -> list[str]:
     """Every commit, processor and number of cores that a finished run was trained with."""
-    runs = [found.run.folder for row in findings.values() for found in row]
-    rows = [costs(run.parent).get(run.name) for run in runs]
-    return sorted(
-        {
-            f"commit {row['commit']}, {row['cores']} cores of {row['processor']}"
-            for row in rows
-            if row
-        }
-    )
+    names = [found.run.folder.name for row in findings.values() for found in row]
+    rows = [kept[name] for name in names if name in kept]
+    return sorted({f"commit {r['commit']}, {r['cores']} cores of {r['processor']}" for r in rows})
 
 
 def over_problems(points: Sequence[Point]) -> Estimate:

@@ -13,7 +13,8 @@ MAGNIFIED = 2
 
 
 def draw_pictures(folder: Path) -> list[Path]:
-    """Write a PNG beside every SVG of `folder`; their paths. Raises DataError without a browser."""
+    """Put a PNG in the place of every SVG of `folder`, which the page in HTML holds too; their
+    paths. Raises DataError without a browser."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     try:
         from playwright.sync_api import sync_playwright
@@ -34,6 +35,7 @@ def draw_pictures(folder: Path) -> list[Path]:
             page.set_content(f"<body style='margin:0'>{figure.read_text(encoding='utf-8')}</body>")
             picture = figure.with_suffix(".png")
             page.locator("body > svg").screenshot(path=picture)
+            figure.unlink()
             drawn.append(picture)
         browser.close()
     return drawn

@@ -265,6 +265,7 @@ def test_figures_become_pictures(study: Any, tmp_path: Path) -> None:
         (picture,) = study("picture").draw_pictures(tmp_path)
     except DataError as error:
         pytest.skip(str(error))
+    assert [path.name for path in tmp_path.iterdir()] == ["red.png"]
     image = Image.open(picture)
     assert image.size == (2080, 104) and image.getpixel((1000, 50)) == (255, 0, 0)
 
