@@ -6,6 +6,8 @@ or in float64 where the rows are.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,15 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast computes in on `device`; None outside of autocast."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies in `dtype`. Where it does not, torch's loops in half
+    precision take many times what raising the factors to float32 takes."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype != torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def scores(
@@ -40,20 +51,36 @@ def scores(
     rounding is fine. `into` `[c, V]` of the result's dtype is written to where it is given: new
     memory costs a tenth of the product.
     """
-    if rows.dtype in (torch.float32, torch.float64) or (rounds and not up_to_shift):
+    is_single = rows.dtype in (torch.float32, torch.float64)
+    off = None
+    if rounds and up_to_shift and not is_single:
+        off = -scores(rows, weight[::SAMPLE_STRIDE], None, rounds=True).amax(-1, keepdim=True)
+    if not is_single and rows.device.type == "cpu" and not (rounds and multiplies(rows.dtype)):
+        product = raised(rows, weight, off, scores_dtype(rows.dtype, rounds=rounds), into)
+    elif is_single or (rounds and off is None):
         product = torch.mm(rows, weight.T, out=into)
-    elif rounds:
-        off = -(rows @ weight[::SAMPLE_STRIDE].T).amax(-1, keepdim=True)
+    elif off is not None:
         # The product is added to the shift before either is rounded.
         product = torch.addmm(off.expand(-1, len(weight)), rows, weight.T, out=into)
-    elif rows.device.type == "cpu":
-        tiles = [rows.float() @ tile.float().T for tile in weight.split(TILE)]
-        product = torch.cat(tiles, dim=-1, out=into)
     elif into is None:
         product = torch.mm(rows, weight.T, out_dtype=torch.float32)
     else:
         product = torch.mm(rows, weight.T, out_dtype=torch.float32, out=into)
     return product if bias is None else product.add_(bias)
+
+
+def raised(
+    rows: Tensor, weight: Tensor, off: Tensor | None, dtype: torch.dtype, into: Tensor | None
+) -> Tensor:
+    """`rows @ weight.T + off` in `dtype`, `[c, V]`, computed in float32 a tile at a time."""
+    if into is None:
+        into = rows.new_empty(len(rows), len(weight), dtype=dtype)
+    high = rows.float()
+    for start in range(0, len(weight), TILE):
+        tile = slice(start, start + TILE)
+        product = high @ weight[tile].float().T
+        into[:, tile] = product if off is None else product.add_(off)
+    return into
 
 
 def scores_dtype(dtype: torch.dtype, *, rounds: bool) -> torch.dtype:
@@ -85,7 +112,9 @@ def add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
     """Add `first @ second` to `total`, whose precision is at least theirs."""
     if total.dtype == first.dtype:
         total.addmm_(first, second)
-    elif total.device.type == "cpu":
+    elif total.device.type != "cpu":
+        torch.addmm(total, first, second, torch.float32, out=total)
+    elif multiplies(first.dtype):
         total.add_(first @ second)
     else:
-        torch.addmm(total, first, second, torch.float32, out=total)
+        total.addmm_(first.to(total.dtype), second.to(total.dtype))
