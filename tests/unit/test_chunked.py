@@ -364,30 +364,34 @@ def test_vocabularies_padded_unlike_are_compared_where_both_have_entries() -> No
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("multiplies", [True, False], ids=["multiplied", "raised"])
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32], ids=["low", "kept"])
 @pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL(), JSD()], ids=repr)
 def test_half_precision_keeps_the_signal_of_models_that_nearly_agree(
-    divergence: Divergence, kept: torch.dtype
+    divergence: Divergence, kept: torch.dtype, multiplies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 5e-4 nats logits in bfloat16 on both sides lose 40 % of the gradient. Hidden states come
-    in the head's precision or, from a residual stream in float32, in their own."""
+    in the head's precision or, from a residual stream in float32, in their own; a processor has
+    instructions for half precision or has not."""
+    monkeypatch.setattr("opd.product.multiplies", lambda dtype: multiplies)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(64, 128, generator=generator).to(kept)
     # Logits of deviation 4, as high as those of a language model.
-    weight = (torch.randn(4096, 128, generator=generator) * 4 / 128**0.5).bfloat16()
+    weight = (torch.randn(4608, 128, generator=generator) * 4 / 128**0.5).bfloat16()
     noise = 0.008 * torch.randn(64, 128, generator=generator)
     shown = (hidden.float() + noise).to(kept)
     found = []
     for dtype, states in ((torch.float64, torch.float64), (torch.bfloat16, kept)):
         leaf = hidden.to(states).requires_grad_()
-        head = weight.to(dtype)
+        head = weight.to(dtype).requires_grad_()
         total, per_token = linear_divergence(leaf, head, shown.to(states), head, divergence)
         total.backward()
-        found.append((leaf.grad, per_token.mean().item()))
-    (exact, nats), (gradient, _) = found
-    assert exact is not None and gradient is not None
+        assert leaf.grad is not None and head.grad is not None
+        found.append((leaf.grad, head.grad, per_token.mean().item()))
+    (*exact, nats), (*gradients, _) = found
     assert 1e-5 < nats < 1e-3
-    assert (gradient.double() - exact).norm() / exact.norm() < 0.01
+    for gradient, reference in zip(gradients, exact, strict=True):
+        assert (gradient.double() - reference).norm() / reference.norm() < 0.01
 
 
 def test_sharp_disagreement_stays_finite() -> None:
