@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from opd.config import build, dump, load_recipe
+from opd.config import build, load_recipe
 from opd.objective.divergence import JSD
 from opd.objective.loss import Distill, SampledReverseKL
 from opd.objective.schedule import Constant
@@ -20,7 +18,7 @@ from opd.recipe import Recipe
 from opd.teacher.weights import EMA, Frozen, Live
 from tests.batches import batch_of, seen_of
 from tests.rows import D0_STUDENT, D0_TEACHER, pulled
-from tests.runs import run
+from tests.runs import trained
 from tests.students import distance, pull_of, recipe_terms
 
 LOSS = "terms.distil.loss"
@@ -111,19 +109,6 @@ def built(name: str, *overrides: str) -> Recipe:
     return build(Recipe, load_recipe(name, overrides))
 
 
-def trained(folder: Path, output: Path, weights: object) -> dict[str, torch.Tensor]:
-    """The weights after three steps with a teacher of these."""
-    changes: dict[str, Any] = {
-        "steps": 3,
-        "terms": dump(recipe_terms("opsd")),
-        "benchmarks": {},
-        "checkpoint": {"every": 0},
-    }
-    views = {"solution": {"name": "Solution", "template": "$question $solution"}}
-    run(folder, output, teacher={"weights": weights, "views": views}, **changes)
-    return load_file(output / "model" / "model.safetensors")
-
-
 def test_an_average_lies_between_the_frozen_and_the_live_teacher(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +117,7 @@ def test_an_average_lies_between_the_frozen_and_the_live_teacher(
     assert tuple(built(name).teacher.weights for name in ("opsd", "opsd_live")) == kinds[::2]
     assert built("opsd_ema").teacher.weights == EMA(decay=0.99)
     frozen, still, live, copied = (
-        trained(tiny_model_dir, tmp_path / str(number), dump(weights))
+        trained(tiny_model_dir, tmp_path / str(number), recipe_terms("opsd"), weights, "solution")
         for number, weights in enumerate(kinds)
     )
     assert distance(still, frozen) == 0 and distance(copied, live) < 3e-5
