@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opd.config import build, load_recipe
-from opd.objective.divergence import JSD
+from opd.objective.divergence import JSD, Divergence
 from opd.objective.loss import Distill, SampledReverseKL
 from opd.objective.schedule import Constant
 from opd.objective.support import TopK
@@ -78,6 +78,37 @@ def test_sampled_tokens_pull_as_reverse_kl_on_average() -> None:
     losses, _ = loss.tokens(logprob, batch_of([3]), teacher)
     (pull,) = torch.autograd.grad((logprob.detach().exp() * losses).sum(), logits)
     assert pull.tolist() == pytest.approx((-0.30066311, 0.20044207, 0.10022104), abs=1e-6)
+
+
+# Two modes that are both right: one is drawn, and a teacher that sees it says it 3 times as much.
+
+
+def optimum(divergence: Divergence, base: torch.Tensor) -> torch.Tensor:
+    """The student `[2]` that the mean over drawn modes pulls nowhere, by bisection of its odds."""
+    teachers = (base * torch.tensor([[3.0, 1.0], [1.0, 3.0]])).log().log_softmax(-1)
+    low, high = -25.0, 25.0
+    for _ in range(60):
+        logits = torch.tensor([(low + high) / 2, 0.0], dtype=base.dtype, requires_grad=True)
+        student = logits.log_softmax(-1).expand(2, -1)
+        (pull,) = torch.autograd.grad((base * divergence(student, teachers)).sum(), logits)
+        low, high = (low, logits[0].item()) if pull[0] > 0 else (logits[0].item(), high)
+    return torch.tensor([low, 0.0], dtype=base.dtype).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "once"),
+    [("opsd_reverse", (0.651397458, 0.348602542)), ("opsd", (0.624242424, 0.375757576))],
+)
+def test_a_frozen_teacher_widens_a_gap_once_and_a_live_one_without_end(
+    name: str, once: tuple[float, float]
+) -> None:
+    """The frozen teacher's optimum is the same in every round."""
+    student = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    divergence = distilled(name).divergence
+    assert optimum(divergence, student).tolist() == pytest.approx(once, abs=1e-8)
+    for _ in range(20):
+        student = optimum(divergence, student)
+    assert student[0].item() > 0.99999
 
 
 # Where each is its method, on a real small batch.

@@ -39,6 +39,13 @@ def test_contexts_that_disagree_weigh_less() -> None:
     assert agreement(strength=1e9).tolist() == pytest.approx([0.01, 1.0])
 
 
+def test_the_variance_is_measured_by_a_high_quantile_of_the_update() -> None:
+    """A variance of .25 by .2375, or at the highest by itself."""
+    distances = 1 / agreement(strength=1.0) - 1
+    assert distances.tolist() == pytest.approx([0.25 / 0.2375, 0.0], abs=1e-6)
+    assert agreement(strength=1.0, quantile=1.0).tolist() == pytest.approx([0.5, 1.0], abs=1e-6)
+
+
 def mean(lengths: list[int], losses: list[float], weights: list[float]) -> float:
     """What the recipe's first term makes of losses and weights, in responses of these lengths."""
     term, batch, weight = recipe_terms("unisd")["distil"], batch_of(lengths), torch.tensor(weights)
