@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.config import build
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opd.config import build, dump
 from opd.loop import train
+from opd.objective.term import Term
 from opd.recipe import Recipe
+from opd.teacher.weights import TeacherWeights
 
 ROWS = "data/samples/gsm8k.jsonl"
 
@@ -46,3 +51,21 @@ def tree(folder: Path, output: Path, **changes: object) -> dict[str, Any]:
 def run(folder: Path, output: Path, **changes: object) -> Mapping[str, Any]:
     """Train the recipe and return its summary."""
     return train(build(Recipe, tree(folder, output, **changes)))
+
+
+def trained(
+    folder: Path, output: Path, terms: Mapping[str, Term], weights: TeacherWeights, view: str
+) -> dict[str, Tensor]:
+    """The student after three steps on these terms, with a teacher of these weights that reads the
+    solution as `view`."""
+    views = {view: {"name": "Solution", "template": "$question $solution"}}
+    run(
+        folder,
+        output,
+        teacher={"weights": dump(weights), "views": views},
+        terms=dump(terms),
+        steps=3,
+        benchmarks={},
+        checkpoint={"every": 0},
+    )
+    return load_file(output / "model" / "model.safetensors")

@@ -75,7 +75,8 @@ def distil(view: str, *weights: Weight, coefficient: float = 1.0) -> Term:
 
 @dataclass(frozen=True)
 class Coupled(SequenceLoss):
-    """Every token's loss depends on all tokens of the update, on its group and on its teacher."""
+    """Every token's loss depends on all tokens of the update, on its group, on its teacher and on
+    what the student thinks of it."""
 
     distil: Distill | None = None
 
@@ -98,7 +99,8 @@ class Coupled(SequenceLoss):
         of_group = torch.zeros(int(group.max()) + 1).index_add(0, group, values)[group]
         first = tokens.position == 0
         gap = teachers["solution"].logprob - values
-        return white**2 * tokens.advantage[tokens.sequence] + of_group * gap * first, {
+        sure = teachers["student"].logprob / (1 + teachers["student"].entropy)
+        return white**2 * tokens.advantage[tokens.sequence] * sure + of_group * gap * first, {
             "gap": gap.detach()
         }
 

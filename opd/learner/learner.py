@@ -212,12 +212,17 @@ class Learner:
         }
         inner = {name: loss.inner or TakenLogprob() for name, loss in losses.items()}
         values: dict[str, list[Tensor]] = {name: [] for name in losses}
+        logprob: list[Tensor] = []
+        entropy: list[Tensor] = []
         for number, pair in enumerate(pairs):
             asked = {name: (shares[name].scales[number] != 0).float() for name in losses}
             with torch.no_grad():
                 rows = self.rows(*pair, inner, asked, {n: shares[n].term.exit for n in losses})
             for name in losses:
                 values[name].append(rows.losses[name])
+            logprob.append(rows.logprob)
+            entropy.append(rows.entropy)
+        whole = whole.with_student(logprob, entropy)
         found: dict[str, Share] = {}
         for name, loss in losses.items():
             scale = whole.gathered(shares[name].scales)

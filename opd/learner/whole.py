@@ -42,6 +42,12 @@ class Whole:
         """Of `[n]` those of this rank's micro-batches, `[N]` each."""
         return [values[place] for place in self.places]
 
+    def with_student(self, logprob: Sequence[Tensor], entropy: Sequence[Tensor]) -> Whole:
+        """Beside the teachers what the student thinks, `[N]` of this rank's micro-batches each."""
+        present = torch.ones_like(self.order, dtype=torch.bool)
+        student = Seen(self.gathered(logprob), self.gathered(entropy), present)
+        return replace(self, teachers={**self.teachers, "student": student})
+
     def weights(self, term: Term, weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights `[N]` of a term, times those that only the whole update knows."""
         product = self.gathered(weights)

@@ -36,6 +36,7 @@ class Loss(ABC):
         "HiddenInformation": "opd.objective.hidden_loss:HiddenInformation",
         "HiddenSquares": "opd.objective.hidden_loss:HiddenSquares",
         "MatchedDistance": "opd.objective.span_loss:MatchedDistance",
+        "MeanCorrected": "opd.objective.sequence_loss:MeanCorrected",
         "PassedBack": "opd.objective.sequence_loss:PassedBack",
         "Preference": "opd.objective.sequence_loss:Preference",
         "ReturnToGo": "opd.objective.sequence_loss:ReturnToGo",
@@ -144,7 +145,7 @@ class SequenceLoss(Loss):
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[n]` and metrics from the numbers `[n]` (with gradients) of the counted tokens.
-        Sequences come in the order of the rollouts, whole but for tokens that do not count; a loss
+        Beside its views, `teachers` holds the `student` as it stands, detached. Sequences come in the order of the rollouts, whole but for tokens that do not count; a loss
         of a whole sequence stands at each of its tokens, to be averaged by sequence."""
 
 

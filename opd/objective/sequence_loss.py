@@ -246,6 +246,33 @@ class Corrected(SequenceLoss):
 
 
 @part
+class MeanCorrected(SequenceLoss):
+    """A loss of rows times one factor a sequence: the mean of its counted tokens' corrections.
+    arXiv 2601.19897.
+
+    Average it by sequence.
+    """
+
+    loss: RowLoss
+    correction: Correction
+
+    @property
+    def inner(self) -> RowLoss:
+        return self.loss
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        each = self.correction(teachers["student"].logprob, tokens.sampled_logprob)
+        factor = sequence_means(each, tokens)[tokens.sequence]
+        return factor * values, {"factor": factor}
+
+
+@part
 class Redistributed(SequenceLoss):
     """A policy gradient whose token credits only move credit within a response: what they add to
     each token's advantage is less its mean over the response's tokens. arXiv 2609.36742 (that the

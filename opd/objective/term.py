@@ -29,9 +29,11 @@ class Term:
     weights: tuple[Weight, ...] = ()
     """They multiply."""
     coefficient: Schedule = field(default_factory=lambda: Constant(value=1.0))
-    average: Literal["token", "sequence", "budget"] = "token"
-    """`token`: all tokens alike; `sequence`: all sequences alike (arXiv 2402.03300); `budget`: a
-    sequence's sum over the longest response allowed (arXiv 2503.20783)."""
+    average: Literal["token", "sequence", "weighted_sequence", "budget"] = "token"
+    """`token`: all tokens alike; `sequence`: all sequences alike (arXiv 2402.03300);
+    `weighted_sequence`: a sequence's sum over its weights, at least 1 (arXiv 2605.06597, which then
+    takes the mean: `denominator: count`); `budget`: over the longest response allowed (arXiv
+    2503.20783)."""
     denominator: Literal["weights", "count", "all"] = "weights"
     """`weights`: a weighted mean; `count`: small weights make small updates; `all`: so do weights
     of 0, as every token of the update counts. `budget` always counts sequences."""
@@ -70,7 +72,7 @@ class Term:
 
     def scale(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
         """What each loss is multiplied with before they are summed, `[N]` from weights `[N]`."""
-        return self._share(weight > 0, batch, max_response_tokens) * weight
+        return self._share(weight, batch, max_response_tokens) * weight
 
     def numerator(
         self, per_token: Tensor, weight: Tensor, batch: Batch, max_response_tokens: int
@@ -86,24 +88,25 @@ class Term:
             return self.count(weight, batch)
         if self.denominator == "all":
             return self.count(torch.ones_like(weight), batch)
-        return (self._share(weight > 0, batch, max_response_tokens) * weight).sum()
+        return (self._share(weight, batch, max_response_tokens) * weight).sum()
 
     def count(self, weight: Tensor, batch: Batch) -> Tensor:
         """How many tokens have a weight `[N]` above 0, or sequences that hold one unless tokens are
         averaged: a scalar."""
         counted = weight > 0
         if self.average != "token":
-            counted = _tokens_per_sequence(counted, batch) > 0
+            counted = _sums(counted, batch) > 0
         return counted.sum().to(weight.dtype)
 
-    def _share(self, counted: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
-        if self.average == "sequence":
-            return 1 / _tokens_per_sequence(counted, batch).clamp(min=1)[batch.sequence]
+    def _share(self, weight: Tensor, batch: Batch, max_response_tokens: int) -> Tensor:
+        if self.average in ("sequence", "weighted_sequence"):
+            counted = weight > 0 if self.average == "sequence" else weight
+            return 1 / _sums(counted, batch).clamp(min=1)[batch.sequence]
         share = 1.0 if self.average == "token" else 1 / max_response_tokens
         return torch.full_like(batch.sampled_logprob, share)
 
 
-def _tokens_per_sequence(counted: Tensor, batch: Batch) -> Tensor:
-    """How many of the tokens `[N]` that are True fall into each sequence, `[S]`."""
+def _sums(values: Tensor, batch: Batch) -> Tensor:
+    """What the tokens `[N]` add up to in each sequence, `[S]`; how many are True."""
     none = torch.zeros_like(batch.reward)
-    return none.index_add(0, batch.sequence, counted.to(none.dtype))
+    return none.index_add(0, batch.sequence, values.to(none.dtype))

@@ -22,7 +22,7 @@ from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
 from opd.errors import RecipeError
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
-from opd.objective.loss import Distill
+from opd.objective.loss import Distill, SequenceLoss
 from opd.objective.weight import FirstTokens
 from opd.recipe import Recipe
 from opd.teacher.weights import EMA
@@ -40,7 +40,8 @@ def alpha_of(divergence: Divergence) -> float:
 
 def open_trainer(recipe: Recipe) -> Trainer:
     (term,) = recipe.terms.values()
-    loss, weights = term.loss, recipe.teacher.weights
+    loss = term.loss.inner if isinstance(term.loss, SequenceLoss) else term.loss
+    weights = recipe.teacher.weights
     skipped = [weight for weight in term.weights if isinstance(weight, FirstTokens)]
     if not isinstance(loss, Distill) or not isinstance(weights, EMA):
         raise RecipeError("terms, teacher: this baseline is one Distill term under an EMA teacher")

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd.head import taken_and_entropy
 from opd.learner.batch import assemble, pack
 from opd.learner.learner import Learner
 from opd.learner.model import head_of, hidden_states
 from opd.learner.whole import whole_of
+from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import ReverseKL
 from opd.objective.loss import Distill, PolicyGradient, SequenceLoss
 from opd.objective.schedule import Constant
 from opd.objective.sequence_loss import (
+    MeanCorrected,
     PassedBack,
     Preference,
     ReturnToGo,
@@ -29,7 +32,7 @@ from opd.privileged import Trajectory
 from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Frozen
-from opd.types import Update
+from opd.types import Seen, Update
 from tests.students import (
     Coupled,
     Rank,
@@ -97,6 +100,8 @@ def by_autograd(
         values = ReverseKL()(student, teacher)
     index = weight.nonzero().squeeze(-1)
     cut = {view: seen.rows(index) for view, seen in scores.items()}
+    own, entropy = taken_and_entropy(student.detach()[index], batch.target_ids[index])
+    cut["student"] = Seen(own, entropy, torch.ones_like(own, dtype=torch.bool))
     per_token, _ = loss.sequences(values[index], batch.rows(index), cut)
     counted = batch.rows(index)
     if term.average == "sequence":
@@ -119,6 +124,9 @@ TERMS = {
     "preference": Term(loss=Preference(view="solution"), average="sequence"),
     "returns": Term(loss=ReturnToGo(view="solution", clip_low=1.0, clip_high=9.0)),
     "passed back": Term(loss=PassedBack(loss=DISTIL), average="sequence"),
+    "mean corrected": Term(
+        loss=MeanCorrected(loss=DISTIL, correction=TruncatedImportance()), average="sequence"
+    ),
     "weighted": Term(loss=Coupled(), weights=(Rank(), FirstTokens(skip=1, keep=9))),
 }
 

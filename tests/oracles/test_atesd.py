@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opd.config import build, load_recipe
+from opd.recipe import Recipe
 from opd.teacher.exposure import (
     BetaPolicy,
     beta,
@@ -40,6 +42,14 @@ def test_the_distribution_of_a_share():
     assert found.entropy().item() == pytest.approx(-0.149108987, abs=1e-6)
 
 
+def test_a_share_of_which_nothing_is_known_but_that_it_is_no_end():
+    """Beta(2, 2)."""
+    found = beta(torch.full((2,), torch.e - 1, dtype=torch.float64).log())
+    density = found.log_prob(torch.tensor(0.5, dtype=torch.float64))
+    assert density.item() == pytest.approx(0.405465108, abs=1e-8)
+    assert found.entropy().item() == pytest.approx(-0.125092802, abs=1e-8)
+
+
 def test_the_policys_loss():
     two = torch.tensor(2.0, dtype=torch.float64)
     distribution = torch.distributions.Beta(two, two)
@@ -52,6 +62,15 @@ def test_the_policys_loss():
     assert below.item() == pytest.approx(0.090664746, abs=1e-6)
     above = policy_loss(distribution, samples, advantages, entropy - 0.5, 2.0)
     assert above.item() == pytest.approx(0.090664746 + 2.0 * 0.25, abs=1e-6)
+
+
+def test_but_for_shares_and_problems_the_recipe_is_its_base():
+    own = ("probe=null", "teacher.exposure=1")
+    facts = ("problems.where.family=facts", "benchmarks.held_out.where.family=facts", "output=x")
+    found = build(Recipe, load_recipe("atesd", (*own, *facts)))
+    # What a whole solution never reads.
+    part = 'teacher.views.solution.partial_template="$question ref: $solution #$answer"'
+    assert found == build(Recipe, load_recipe("opsd", (part, "output=x")))
 
 
 def test_a_share_of_one_is_the_method_without_shares(tiny_model_dir: Path, tmp_path: Path):

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from opd.config import build, load_recipe
-from opd.objective.loss import Distill
-from opd.objective.target import AlignedMean
+from opd.objective.loss import Distill, SampledReverseKL
+from opd.objective.target import AlignedMean, ArithmeticMean, GeometricMean, OfSeveral
 from opd.privileged import Group, Privileged, Problem
 from opd.recipe import Recipe
 from opd.types import Message, Prompt, Rollout, Verdict
+from tests.batches import batch_of, seen_of
 from tests.students import distance, draw_trajectories, recipe_terms, update_of
 
+Said = tuple[float, float, float]
 
-def advantage(student: float, said: tuple[float, float, float]) -> float:
-    """Target minus student at the taken token, nats, through the recipe's own target."""
+
+def moved(student: float, said: Said, mean: type[OfSeveral] = AlignedMean) -> float:
+    """A mean of the recipe's views minus the student at the taken token, nats."""
     loss = recipe_terms("avsd")["distil"].loss
     assert isinstance(loss, Distill) and isinstance(loss.target, AlignedMean)
 
@@ -27,24 +30,49 @@ def advantage(student: float, said: tuple[float, float, float]) -> float:
         return torch.tensor([[p, 1 - p]], dtype=torch.float64).log()
 
     views = dict(zip(loss.target.views, map(side, said), strict=True))
-    target, _ = loss.target(side(student), views, torch.zeros(1, dtype=torch.long))
-    return (target - side(student))[0, 0].item()
+    found, _ = mean(views=loss.target.views)(side(student), views, torch.zeros(1, dtype=torch.long))
+    return (found - side(student))[0, 0].item()
+
+
+@pytest.mark.parametrize(
+    ("student", "said", "agreed", "excess", "share", "expected"),
+    [
+        (0.2, (0.4, 0.3, 0.5), 0.671634, 0.021513, 0.968964, 0.692479),
+        (0.3, (0.6, 0.3, 0.1), -0.135155, 0.240516, 0.081414, -0.115574),
+        (0.3, (0.1, 0.12, 0.6), -0.440585, 0.347495, 0.272869, -0.345765),
+    ],
+)
+def test_gated_advantage(
+    student: float, said: Said, agreed: float, excess: float, share: float, expected: float
+) -> None:
+    """What the views agree on, how much more one of them says, and how much of it counts."""
+    consensus = moved(student, said, GeometricMean)
+    more = moved(student, said, ArithmeticMean) - consensus
+    assert consensus == pytest.approx(agreed, abs=1e-6) and more == pytest.approx(excess, abs=1e-6)
+    found = moved(student, said)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert (found - consensus) / more == pytest.approx(share, abs=1e-6)
+
+
+def test_a_naive_average_turns_the_direction_round() -> None:
+    said = (0.6, 0.3, 0.1)
+    assert moved(0.3, said, ArithmeticMean) == pytest.approx(0.105361, abs=1e-6)
+    assert moved(0.3, said) < 0 and moved(0.3, said, GeometricMean) < 0
 
 
 @pytest.mark.parametrize(
     ("student", "said", "expected"),
-    [
-        (0.2, (0.4, 0.3, 0.5), 0.692479),
-        (0.3, (0.6, 0.3, 0.1), -0.115574),
-        (0.3, (0.1, 0.12, 0.6), -0.345765),
-    ],
+    [(0.2, (0.4, 0.3, 0.5), 1.114503), (0.3, (0.6, 0.3, 0.1), -0.139148)],
 )
-def test_gated_advantage(student: float, said: tuple[float, float, float], expected: float) -> None:
-    assert advantage(student, said) == pytest.approx(expected, abs=1e-6)
+def test_the_papers_loss_of_the_sampled_token(student: float, said: Said, expected: float) -> None:
+    logprob = torch.tensor([student]).log()
+    target = {"target": seen_of([logprob.item() + moved(student, said)])}
+    loss, _ = SampledReverseKL(view="target").tokens(logprob, batch_of([1]), target)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_views_that_say_what_the_student_says_pull_nowhere() -> None:
-    assert advantage(0.3, (0.3, 0.3, 0.3)) == pytest.approx(0, abs=1e-12)
+    assert moved(0.3, (0.3, 0.3, 0.3)) == pytest.approx(0, abs=1e-12)
 
 
 def test_equal_views_are_one_view(tiny_model_dir: Path) -> None:

@@ -47,6 +47,14 @@ def test_a_discounted_return_is_divided_by_what_is_left_of_the_discounts() -> No
     assert found.tolist() == pytest.approx([-0.225 / 1.75, -0.85 / 1.5, 0.5], abs=1e-6)
 
 
+def test_a_token_answers_for_a_discounted_rest() -> None:
+    """arXiv 2607.28582 counts log s - log q of the tokens from each on, which is minus a return."""
+    loss = recipe_loss(whiten=False, per_token=False, reward_scale=1.0, discount=0.99)
+    excess = torch.tensor((0.3, -0.1, 0.2))
+    found = loss.returns(excess, batch_of([3]), torch.zeros(3))
+    assert found.tolist() == pytest.approx([-0.39702, -0.098, -0.2], abs=1e-6)
+
+
 def test_the_ratio_is_clipped_as_in_proximal_updates() -> None:
     logprob = torch.tensor([-1.0], requires_grad=True)
     batch = batch_of([1], sampled_logprob=torch.tensor([-1.0 - 0.5]))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from opd.config import build, dump, load_recipe
-from opd.objective.divergence import JSD
+from opd.config import build, load_recipe
+from opd.objective.divergence import JSD, Divergence
 from opd.objective.loss import Distill, SampledReverseKL
 from opd.objective.schedule import Constant
 from opd.objective.support import TopK
@@ -20,7 +18,7 @@ from opd.recipe import Recipe
 from opd.teacher.weights import EMA, Frozen, Live
 from tests.batches import batch_of, seen_of
 from tests.rows import D0_STUDENT, D0_TEACHER, pulled
-from tests.runs import run
+from tests.runs import trained
 from tests.students import distance, pull_of, recipe_terms
 
 LOSS = "terms.distil.loss"
@@ -82,6 +80,37 @@ def test_sampled_tokens_pull_as_reverse_kl_on_average() -> None:
     assert pull.tolist() == pytest.approx((-0.30066311, 0.20044207, 0.10022104), abs=1e-6)
 
 
+# Two modes that are both right: one is drawn, and a teacher that sees it says it 3 times as much.
+
+
+def optimum(divergence: Divergence, base: torch.Tensor) -> torch.Tensor:
+    """The student `[2]` that the mean over drawn modes pulls nowhere, by bisection of its odds."""
+    teachers = (base * torch.tensor([[3.0, 1.0], [1.0, 3.0]])).log().log_softmax(-1)
+    low, high = -25.0, 25.0
+    for _ in range(60):
+        logits = torch.tensor([(low + high) / 2, 0.0], dtype=base.dtype, requires_grad=True)
+        student = logits.log_softmax(-1).expand(2, -1)
+        (pull,) = torch.autograd.grad((base * divergence(student, teachers)).sum(), logits)
+        low, high = (low, logits[0].item()) if pull[0] > 0 else (logits[0].item(), high)
+    return torch.tensor([low, 0.0], dtype=base.dtype).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "once"),
+    [("opsd_reverse", (0.651397458, 0.348602542)), ("opsd", (0.624242424, 0.375757576))],
+)
+def test_a_frozen_teacher_widens_a_gap_once_and_a_live_one_without_end(
+    name: str, once: tuple[float, float]
+) -> None:
+    """The frozen teacher's optimum is the same in every round."""
+    student = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    divergence = distilled(name).divergence
+    assert optimum(divergence, student).tolist() == pytest.approx(once, abs=1e-8)
+    for _ in range(20):
+        student = optimum(divergence, student)
+    assert student[0].item() > 0.99999
+
+
 # Where each is its method, on a real small batch.
 
 
@@ -111,19 +140,6 @@ def built(name: str, *overrides: str) -> Recipe:
     return build(Recipe, load_recipe(name, overrides))
 
 
-def trained(folder: Path, output: Path, weights: object) -> dict[str, torch.Tensor]:
-    """The weights after three steps with a teacher of these."""
-    changes: dict[str, Any] = {
-        "steps": 3,
-        "terms": dump(recipe_terms("opsd")),
-        "benchmarks": {},
-        "checkpoint": {"every": 0},
-    }
-    views = {"solution": {"name": "Solution", "template": "$question $solution"}}
-    run(folder, output, teacher={"weights": weights, "views": views}, **changes)
-    return load_file(output / "model" / "model.safetensors")
-
-
 def test_an_average_lies_between_the_frozen_and_the_live_teacher(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +148,7 @@ def test_an_average_lies_between_the_frozen_and_the_live_teacher(
     assert tuple(built(name).teacher.weights for name in ("opsd", "opsd_live")) == kinds[::2]
     assert built("opsd_ema").teacher.weights == EMA(decay=0.99)
     frozen, still, live, copied = (
-        trained(tiny_model_dir, tmp_path / str(number), dump(weights))
+        trained(tiny_model_dir, tmp_path / str(number), recipe_terms("opsd"), weights, "solution")
         for number, weights in enumerate(kinds)
     )
     assert distance(still, frozen) == 0 and distance(copied, live) < 3e-5

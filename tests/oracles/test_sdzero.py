@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from opd.objective.loss import Distill
 from opd.objective.support import TopK
 from opd.recipe import Recipe
 from opd.rollout.source import Both, InView
+from opd.teacher.weights import Frozen, Periodic
+from tests.students import distance, draw_trajectories, recipe_terms, update_of
 
 TEACHER, STUDENT = (0.7, 0.2, 0.1), (0.4, 0.4, 0.2)
 RECIPE = build(Recipe, load_recipe("sdzero"))
@@ -50,3 +53,22 @@ def test_the_teacher_speaks_as_it_has_learned_to() -> None:
     assert isinstance(first.source, Both) and isinstance(first.source.first, InView)
     assert RECIPE.teacher.views == {"attempt": first.source.first.view}
     assert RECIPE.model.path == f"{first.output}/model"
+
+
+def test_all_of_one_divergence_over_the_vocabulary_is_its_base(tiny_model_dir: Path) -> None:
+    whole = [f"terms.{name}.loss.support.size=9999" for name in RECIPE.terms]
+    shares = ["terms.forward.coefficient=1", "terms.reverse.coefficient=0"]
+    neutral = recipe_terms("sdzero", *whole, *shares)
+    plain = recipe_terms("opsd", "terms.distil.loss.clip=none")
+    expected_loss, expected = update_of(tiny_model_dir, plain, draw_trajectories("solution"))
+    attempts = draw_trajectories("attempt")
+    loss, found = update_of(tiny_model_dir, neutral, attempts)
+    assert loss == pytest.approx(expected_loss) and distance(found, expected) < 1e-6
+    assert distance(update_of(tiny_model_dir, RECIPE.terms, attempts)[1], expected) > 1e-2
+
+
+def test_the_teacher_stays_unless_it_is_told_to_follow() -> None:
+    """As the recipe's header says, within its steps."""
+    assert isinstance(RECIPE.teacher.weights, Frozen)
+    told = build(Recipe, load_recipe("sdzero", ["teacher.weights={name: Periodic, every: 25}"]))
+    assert told.teacher.weights == Periodic(every=25) and told.steps > 25

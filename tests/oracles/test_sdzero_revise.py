@@ -82,3 +82,12 @@ def test_both_losses_are_one_likelihood() -> None:
     assert isinstance(first, InView) and isinstance(second, InView)
     assert (first.learned, second.learned) == ("as_drawn", "stream")
     assert first.view == second.view and first.of == second.of and first.answers == second.answers
+
+
+def test_without_revisions_it_imitates_what_was_verified() -> None:
+    same = ["source={name: Stored, path: rows.jsonl, only: success, repeats: drop}", "output=x"]
+    sizes = ["sampling.max_response_tokens=56", "problems_per_step=32"]
+    found, base = (
+        build(Recipe, load_recipe(name, [*same, *sizes])) for name in ("sdzero_revise", "rft")
+    )
+    assert found == base and isinstance(found.terms["imitate"].loss, Likelihood)

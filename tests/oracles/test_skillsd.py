@@ -11,7 +11,8 @@ import torch
 
 from opd.objective.divergence import ReverseKL
 from opd.objective.loss import RatioReverseKL
-from tests.batches import batch_of, seen_of
+from opd.types import Seen
+from tests.batches import batch_of, scores_of, seen_of
 from tests.students import distance, draw_trajectories, recipe_terms, update_of
 
 LOSS = RatioReverseKL(view="skill")
@@ -35,6 +36,33 @@ def test_value_and_gradient_of_a_token(
     assert loss.item() == pytest.approx(value, abs=1e-6)
     loss.sum().backward()
     assert logprob.grad is not None and logprob.grad.item() == pytest.approx(pull, abs=1e-6)
+
+
+def test_the_ratio_carries_a_part_of_the_gradient() -> None:
+    """By central differences of the value: .5 where the sampling policy moves along."""
+
+    def value(student: float, sampling: float) -> float:
+        logprob = torch.tensor([student], dtype=torch.float64)
+        batch = batch_of([1], sampled_logprob=torch.tensor([sampling], dtype=torch.float64))
+        teacher = {"skill": Seen(torch.full_like(logprob, math.log(0.25)), logprob, logprob > -9)}
+        return LOSS.tokens(logprob, batch, teacher)[0].item()
+
+    here, step = math.log(0.5), 1e-5
+    with_ratio = value(here + step, here) - value(here - step, here)
+    bare = value(here + step, here + step) - value(here - step, here - step)
+    assert with_ratio / (2 * step) == pytest.approx(0.693147181, abs=1e-8)
+    assert bare / (2 * step) == pytest.approx(0.5, abs=1e-8)
+
+
+def test_every_action_token_is_counted_whether_or_not_a_skill_is_there() -> None:
+    """Two tokens of a response with a skill, three of one without: a fifth of the sum."""
+    batch, present = batch_of([2, 3]), [True, True, False, False, False]
+    for name, term in recipe_terms("skillsd").items():
+        scores = {"skill": scores_of(5, present=present)}
+        weight = term.weight(batch, scores)
+        numerator = term.numerator(torch.tensor([1.0, 2.0, 7.0, 7.0, 7.0]), weight, batch, 8)
+        expected = {"reinforce": 24 / 5, "distil": 3 / 5}[name]
+        assert (numerator / term.mass(weight, batch, 8)).item() == pytest.approx(expected)
 
 
 def test_its_mean_is_the_reverse_kl_and_so_is_its_gradient() -> None:

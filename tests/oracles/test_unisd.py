@@ -39,14 +39,34 @@ def test_contexts_that_disagree_weigh_less() -> None:
     assert agreement(strength=1e9).tolist() == pytest.approx([0.01, 1.0])
 
 
-@pytest.mark.parametrize("weights", [(0.487179487, 1.0), (0.5, 0.5), (1.0, 1.0)])
-def test_a_response_is_a_weighted_mean(weights: tuple[float, float]) -> None:
-    """A weight that is the same for all tokens cancels."""
-    term: Term = recipe_terms("unisd")["distil"]
-    batch, weight = batch_of([2]), torch.tensor(weights)
-    value = term.numerator(torch.tensor([0.3, 0.1]), weight, batch, 8) / term.mass(weight, batch, 8)
-    expected = 0.165517 if weights[1] != weights[0] else 0.2
-    assert value.item() == pytest.approx(expected, abs=1e-6)
+def test_the_variance_is_measured_by_a_high_quantile_of_the_update() -> None:
+    """A variance of .25 by .2375, or at the highest by itself."""
+    distances = 1 / agreement(strength=1.0) - 1
+    assert distances.tolist() == pytest.approx([0.25 / 0.2375, 0.0], abs=1e-6)
+    assert agreement(strength=1.0, quantile=1.0).tolist() == pytest.approx([0.5, 1.0], abs=1e-6)
+
+
+def mean(lengths: list[int], losses: list[float], weights: list[float]) -> float:
+    """What the recipe's first term makes of losses and weights, in responses of these lengths."""
+    term, batch, weight = recipe_terms("unisd")["distil"], batch_of(lengths), torch.tensor(weights)
+    value = term.numerator(torch.tensor(losses), weight, batch, 8) / term.mass(weight, batch, 8)
+    return value.item()
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((0.487179487, 1.0), 0.165517), ((0.5, 0.5), 0.2), ((1.0, 1.0), 0.2), ((0.25, 0.25), 0.1)],
+)
+def test_a_response_is_a_weighted_mean(weights: tuple[float, ...], expected: float) -> None:
+    """A weight that is the same for all tokens cancels, unless less than 1 is left in all."""
+    assert mean([2], [0.3, 0.1], list(weights)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_responses_on_which_contexts_disagree_count_like_any_other() -> None:
+    assert mean([2, 2], [1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 0.5, 0.5]) == pytest.approx(2.0)
+    assert mean([1, 3], [1.0, 3.0, 3.0, 3.0], [1.0, 0.5, 0.5, 0.5]) == pytest.approx(2.0)
+    # A token that does not count is no part of its response.
+    assert mean([2, 2], [1.0, 9.0, 3.0, 3.0], [1.0, 0.0, 0.5, 0.5]) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("margin", "value"), [(0.5, 0.4), (0.1, 0.0)])

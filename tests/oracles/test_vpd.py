@@ -16,7 +16,14 @@ from opd.teacher.score import Teacher
 from opd.teacher.view import Plain
 from opd.teacher.weights import Live
 from tests.batches import batch_of, seen_of
-from tests.students import draw_trajectories, gradients, open_student, recipe_terms
+from tests.students import (
+    distance,
+    draw_trajectories,
+    gradients,
+    open_student,
+    recipe_terms,
+    update_of,
+)
 
 
 def outcome_loss(log_ratios: list[float]) -> tuple[float, list[float]]:
@@ -85,3 +92,16 @@ def test_feedback_that_says_nothing_teaches_nothing(tiny_model_dir: Path) -> Non
     update = learner.update(batches, teacher.score(blank, batches, ("sibling",), learner), 0)
     assert update.metrics["loss/follow"] == pytest.approx(0, abs=1e-6)
     assert max(float(g.abs().max()) for g in gradients(learner).values()) < 1e-6
+
+
+def test_a_policy_that_never_considers_only_follows_its_sibling(tiny_model_dir: Path) -> None:
+    """The method without the outcome step is its base by reverse KL, uncorrected."""
+    neutral = recipe_terms("vpd", "terms.consider.coefficient=0", "terms.follow.coefficient=1")
+    loss = "terms.distil.loss"
+    base = recipe_terms("sdpo", f"{loss}.divergence=ReverseKL", f"{loss}.correction=null")
+    siblings = draw_trajectories("sibling")
+    expected_loss, expected = update_of(tiny_model_dir, base, siblings, step=5)
+    found_loss, found = update_of(tiny_model_dir, neutral, siblings, step=5)
+    assert found_loss == pytest.approx(expected_loss) and distance(found, expected) < 1e-6
+    followed = neutral["follow"].loss
+    assert followed == recipe_terms("vpd")["follow"].loss == base["distil"].loss

@@ -20,7 +20,7 @@ from opd.objective.weight import Confidence, FirstTokens, Only, PassRate
 from opd.types import Batch, Scores
 from tests.batches import batch_of, scores_of
 
-Average = Literal["token", "sequence", "budget"]
+Average = Literal["token", "sequence", "weighted_sequence", "budget"]
 Denominator = Literal["weights", "count"]
 DISTILL = Distill(target="solution", divergence=ForwardKL())
 
@@ -38,7 +38,8 @@ def value(
 
 
 @pytest.mark.parametrize(
-    ("average", "mean"), [("token", 0.40), ("sequence", 0.35), ("budget", 0.15)]
+    ("average", "mean"),
+    [("token", 0.40), ("sequence", 0.35), ("weighted_sequence", 0.35), ("budget", 0.15)],
 )
 @pytest.mark.parametrize("denominator", ["weights", "count"])
 def test_averages(average: Average, denominator: Denominator, mean: float) -> None:
@@ -77,7 +78,7 @@ def test_a_loss_that_needs_no_view_counts_where_it_is_absent() -> None:
     assert term.weight(batch_of([2]), scores).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("average", ["token", "sequence", "budget"])
+@pytest.mark.parametrize("average", ["token", "sequence", "weighted_sequence", "budget"])
 def test_responses_shorter_than_the_skip_count_nowhere(average: Average) -> None:
     term = Term(loss=Likelihood(), weights=(FirstTokens(skip=3),), average=average)
     alone = value(term, [9.0, 9.0, 9.0, 0.4], batch_of([4]))
@@ -123,7 +124,7 @@ def test_a_term_names_each_view_once() -> None:
     assert Term(loss=Likelihood()).coefficient == Constant(value=1.0)
 
 
-@pytest.mark.parametrize("average", ["token", "sequence", "budget"])
+@pytest.mark.parametrize("average", ["token", "sequence", "weighted_sequence", "budget"])
 def test_tokens_of_weight_zero_get_no_gradient_even_when_their_loss_is_infinite(
     average: Average,
 ) -> None:
@@ -135,7 +136,7 @@ def test_tokens_of_weight_zero_get_no_gradient_even_when_their_loss_is_infinite(
     assert bool((losses.grad[[0, 2]] == 0).all()) and bool((losses.grad[[1, 3]] > 0).all())
 
 
-@pytest.mark.parametrize("average", ["token", "sequence", "budget"])
+@pytest.mark.parametrize("average", ["token", "sequence", "weighted_sequence", "budget"])
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
 def test_no_tokens_give_a_zero_with_a_gradient(average: Average, lengths: list[int]) -> None:
     losses = torch.zeros(0, requires_grad=True)
@@ -147,7 +148,7 @@ def test_no_tokens_give_a_zero_with_a_gradient(average: Average, lengths: list[i
     assert losses.grad is not None
 
 
-@pytest.mark.parametrize("average", ["token", "sequence", "budget"])
+@pytest.mark.parametrize("average", ["token", "sequence", "weighted_sequence", "budget"])
 @pytest.mark.parametrize("denominator", ["weights", "count"])
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=2, max_size=5),
