@@ -62,6 +62,11 @@ class Loss(ABC):
         has no value."""
         return False
 
+    @property
+    def needs_earlier(self) -> bool:
+        """Whether it compares with the policy as it stood before the step's first update."""
+        return False
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -332,9 +337,9 @@ class RatioReverseKL(TokenLoss):
 class PolicyGradient(TokenLoss):
     """-min(r A, clip(r, 1 - low, 1 + high) A), r = trained / sampling probability.
 
-    arXiv 2402.03300, upper bound of its own from 2503.14476. A correction replaces the sampling
-    policy in r by the policy before the update, which is the trained one: one update a batch.
-    Token credits reshape A for each token, one after the other.
+    arXiv 2402.03300, upper bound of its own from 2503.14476. A correction takes the place of r and
+    its clip: the gradient is its factor times that of -A log s. arXiv 2506.13585. Token credits
+    reshape A for each token, one after the other.
     """
 
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
