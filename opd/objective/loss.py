@@ -283,6 +283,30 @@ class SampledReverseKL(TokenLoss):
 
 
 @part
+class SampledForwardKL(TokenLoss):
+    """q / s - 1 - log(q / s) on taken tokens: at least 0, and 0 only where s = q.
+
+    The gradient is 1 - q / s of the token's log-prob, which over s has forward KL's as its mean;
+    the value has reverse KL's. What arXiv 2402.03300 holds to a reference with, and, less the 1,
+    2606.04036.
+    """
+
+    view: str
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def tokens(
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        now, theirs = logprob.detach(), teachers[self.view].logprob
+        gain = ratio(theirs, now) - 1
+        # Written out: beyond the bound on the ratio its own derivative is 0.
+        return gain + now - theirs - gain * (logprob - now), {}
+
+
+@part
 class Contrast(TokenLoss):
     """max(0, margin + |log s - log q+| - |log s - log q-|) on taken tokens: nearer to one view than
     to another that must not be followed. arXiv 2605.06597."""
