@@ -21,7 +21,7 @@ from opd.config import part
 from opd.head import taken
 from opd.objective.clip import Clip, clipped, clipped_rows, surrogate
 from opd.objective.correction import Correction, ratio
-from opd.objective.divergence import Divergence
+from opd.objective.divergence import Divergence, ForwardKL
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target, read_by, side_of
@@ -209,6 +209,35 @@ class Distill(RowLoss):
 
     def _observed(self, share: Tensor) -> Observed:
         return {"clipped": share} if self.clip != "none" else {}
+
+
+@part
+class WhereApart(RowLoss):
+    """k / (k + half) of a loss, k = KL(q || r) of two views at temperature 1: where both would say
+    the same, little. arXiv 2606.11709; that it enters no denominator is ours."""
+
+    loss: RowLoss
+    view: str
+    against: str
+    half: Annotated[float, Field(gt=0)] = 1.0
+    """Nats at which half of the loss is left."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.loss.views, self.view, self.against)))
+
+    def rows(
+        self,
+        student: Logits,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Logits],
+    ) -> tuple[Tensor, Observed]:
+        loss, observed = self.loss.rows(student, target_ids, sampled_logprob, teachers)
+        said, other = (teachers[view].measured(1.0) for view in (self.view, self.against))
+        # Rounding may take a distance of 0 below it; one that is infinite leaves all.
+        left = 1 / (1 + self.half / ForwardKL()(other, said).clamp(min=0))
+        return loss * left, {**observed, "left": left}
 
 
 @part

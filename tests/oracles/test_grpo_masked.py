@@ -115,9 +115,9 @@ def test_the_policy_before_outlasts_the_first_update(
     terms = tree(tiny_model_dir, tmp_path)["terms"] | load_recipe("grpo_masked")["terms"]
     run(tiny_model_dir, tmp_path / "run", terms=terms, **changes)
     assert len(seen) == 2
-    for values, tokens in seen:
-        earlier = tokens.earlier_logprob
-        torch.testing.assert_close(earlier, tokens.sampled_logprob, atol=1e-4, rtol=0)
+    for _, tokens in seen:
+        drawn = tokens.sampled_logprob
+        torch.testing.assert_close(tokens.earlier_logprob, drawn, atol=1e-4, rtol=0)
     moved = [(values - tokens.earlier_logprob).abs().max().item() for values, tokens in seen]
     assert moved[0] < 1e-4 and moved[1] > 1e-2
 
