@@ -31,6 +31,7 @@ from opd.step import (
     other_problems,
     prepare,
     probe,
+    remembered,
     scored_batches,
     shares,
 )
@@ -89,6 +90,7 @@ def take_steps(run: Run) -> None:
         record_rollouts(run, trajectories, views, step)
         probed = probe(run, views, reveal)
         updates = []
+        trajectories = remembered(run, trajectories, step)
         for share in shares(trajectories, recipe.updates_per_step):
             batches, scores = scored_batches(run, share, step)
             others = partial(other_problems, run, views, reveal, step)

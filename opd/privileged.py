@@ -86,3 +86,6 @@ class Trajectory:
     pass_rate: float
     views: Mapping[str, tuple[int, ...]]
     """View name to the teacher's prompt ids `[P_view]`; absent where it has nothing to say."""
+    earlier_logprobs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Context to `[T]` nats behind it under the policy as it stood before the step's first update;
+    absent where no loss reads them, or where that policy is the trained one."""

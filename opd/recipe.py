@@ -17,12 +17,12 @@ from opd.learner.influence import InfluenceSource, NoInfluence
 from opd.learner.learner import Optimizer
 from opd.learner.model import Model
 from opd.objective.credit import Credit, GroupMean
-from opd.objective.loss import Distill, SequenceLoss
+from opd.objective.loss import Distill
 from opd.objective.schedule import Adaptive, Between, Schedule, Steered
 from opd.objective.span_loss import SpanLoss
 from opd.objective.term import Term
 from opd.objective.weight import Influence, PassRate
-from opd.parts import parts
+from opd.parts import parts, places
 from opd.pass_rate import Measured, OfGroup, PassRates
 from opd.probe import Probe
 from opd.problems import Dataset
@@ -145,14 +145,15 @@ class Recipe:
 
     def check_temperature(self, name: str, term: Term) -> None:
         """A correction compares log-probs, which must be of one temperature."""
-        loss = term.loss.inner if isinstance(term.loss, SequenceLoss) else term.loss
-        if not isinstance(loss, Distill) or loss.correction is None:
-            return
-        if loss.temperature != self.sampling.temperature:
-            raise RecipeError(
-                f"terms.{name}.loss.temperature: {loss.temperature:g}, but its correction compares "
-                f"with samples at {self.sampling.temperature:g}; set both alike, or correction=null"
-            )
+        drawn_at = self.sampling.temperature
+        for where, found in places(term.loss, f"terms.{name}.loss"):
+            if not isinstance(found, Distill) or found.correction is None:
+                continue
+            if found.temperature != drawn_at:
+                raise RecipeError(
+                    f"{where}.temperature: {found.temperature:g}, but its correction compares with "
+                    f"samples at {drawn_at:g}; set both alike, or correction=null"
+                )
 
     def check_pools(self) -> None:
         """What shares a denominator counts the same things, and there are two of it."""

@@ -100,6 +100,23 @@ def shown(
     return {name: ids for name, ids in seen.items() if len(ids) <= room}
 
 
+def remembered(run: Run, trajectories: Sequence[Trajectory], step: int) -> list[Trajectory]:
+    """Trajectories with what the policy, as it stands, makes of their tokens, where a loss compares
+    with it and several updates will leave it behind."""
+    found = list(trajectories)
+    if run.recipe.updates_per_step == 1:
+        return found
+    for context, terms in run.learner.contexts(step).items():
+        if any(term.loss.needs_earlier for term in terms.values()):
+            for batch in micro_batches(run, found, context):
+                logprob = run.learner.logprobs(batch.student, batch.target_ids)
+                for number, place in enumerate(batch.members):
+                    own = tuple(logprob[batch.sequence == number].tolist())
+                    known = {**found[place].earlier_logprobs, context: own}
+                    found[place] = replace(found[place], earlier_logprobs=known)
+    return found
+
+
 def shares(trajectories: Sequence[T], count: int) -> list[Sequence[T]]:
     """`count` runs of neighbours, as even as can be."""
     ends = [len(trajectories) * i // count for i in range(count + 1)]

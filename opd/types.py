@@ -193,7 +193,13 @@ class Scores:
 class Tokens:
     """Action tokens and their sequences; everything is indexed by the one or by the other."""
 
-    BY_TOKEN: ClassVar = ("target_ids", "sequence", "position", "sampled_logprob")
+    BY_TOKEN: ClassVar = (
+        "target_ids",
+        "sequence",
+        "position",
+        "sampled_logprob",
+        "earlier_logprob",
+    )
 
     members: tuple[int, ...]
     """`[S]` places of the sequences among the trajectories that were packed."""
@@ -207,6 +213,9 @@ class Tokens:
     """`[N]` int64, index of the token in its response, from 0."""
     sampled_logprob: Tensor
     """`[N]` nats under the sampling policy; NaN where the token was written down, not sampled."""
+    earlier_logprob: Tensor
+    """`[N]` nats under the policy as it stood before the step's first update; NaN where no loss
+    reads them, or where that policy is the trained one."""
     reward: Tensor
     """`[S]`."""
     advantage: Tensor

@@ -30,8 +30,10 @@ def batch_of(
     success: Sequence[bool] | None = None,
     group: Sequence[int] | None = None,
     sampled_logprob: Tensor | None = None,
+    earlier_logprob: Tensor | None = None,
 ) -> Batch:
-    """A batch of sequences of the given lengths; what is not given is 0 or False."""
+    """A batch of sequences of the given lengths; what is not given is 0 or False, and NaN of
+    an earlier policy."""
     sequences, tokens = len(lengths), sum(lengths)
     zeros = [0.0] * sequences
     return Batch(
@@ -44,6 +46,9 @@ def batch_of(
         ),
         position=torch.tensor([t for length in lengths for t in range(length)], dtype=torch.long),
         sampled_logprob=torch.zeros(tokens) if sampled_logprob is None else sampled_logprob,
+        earlier_logprob=torch.full((tokens,), torch.nan)
+        if earlier_logprob is None
+        else earlier_logprob,
         reward=torch.tensor(zeros),
         advantage=torch.tensor(advantage or zeros),
         pass_rate=torch.tensor(pass_rate or zeros),

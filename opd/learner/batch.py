@@ -57,6 +57,12 @@ def prompt_ids(trajectory: Trajectory, context: str) -> Ids | None:
     return trajectory.rollout.prompt_ids if own else trajectory.views.get(context)
 
 
+def earlier_logprobs(trajectory: Trajectory, context: str) -> Sequence[float]:
+    """`[T]` nats behind a context before the step's first update; NaN where they are absent."""
+    absent = [float("nan")] * len(trajectory.rollout.token_ids)
+    return trajectory.earlier_logprobs.get(context, absent)
+
+
 def fill(
     lengths: Sequence[int], tokens_per_batch: int, *, packing: bool, before: int = 0
 ) -> list[list[int]]:
@@ -114,6 +120,9 @@ def assemble(
         position=torch.cat([torch.arange(int(length)) for length in lengths]),
         sampled_logprob=torch.tensor(
             [nats for member in chosen for nats in member.rollout.logprobs]
+        ),
+        earlier_logprob=torch.tensor(
+            [nats for member in chosen for nats in earlier_logprobs(member, context)]
         ),
         reward=torch.tensor([member.verdict.reward for member in chosen]),
         advantage=torch.tensor([member.advantage for member in chosen]),

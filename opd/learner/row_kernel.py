@@ -20,6 +20,7 @@ from opd.objective.divergence import (
     JSD,
     Divergence,
     ForwardKL,
+    HeldSkewReverseKL,
     ReverseKL,
     SkewKL,
     SkewReverseKL,
@@ -72,6 +73,7 @@ FORMS: dict[type[Divergence], Form] = {
     JSD: Form("jsd", share=lambda divergence: divergence.teacher_weight),
     SkewKL: Form("skew_kl", share=lambda divergence: divergence.skew),
     SkewReverseKL: Form("skew_reverse_kl", share=lambda divergence: divergence.skew),
+    HeldSkewReverseKL: Form("held_skew_reverse_kl", share=lambda divergence: divergence.skew),
     TotalVariation: Form("total_variation"),
 }
 

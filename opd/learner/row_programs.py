@@ -80,6 +80,12 @@ def skew_reverse_kl(p, q, change, ratio, share):
 
 
 @triton.jit
+def held_skew_reverse_kl(p, q, change, ratio, share):
+    summand = -p * log_mixture(ratio, 1 - share)
+    return summand, summand
+
+
+@triton.jit
 def total_variation(p, q, change, ratio, share):
     direction = tl.where(change > 0, -0.5, tl.where(change < 0, 0.5, 0.0))
     return tl.abs(change) * 0.5, p * direction

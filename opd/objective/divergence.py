@@ -202,6 +202,20 @@ class SkewReverseKL(Divergence):
 
 
 @part
+class HeldSkewReverseKL(SkewReverseKL):
+    """SkewReverseKL with a mixture that is held: the value, and the gradient of the reverse KL to
+    the mixture as it stands. arXiv 2503.07067."""
+
+    def parts(self, student: Probs, target: Probs) -> Parts:
+        mixture = log_mixture(target.probs, student.probs, self.skew)
+        entries = kl_entries(student, mixture)
+        return Parts(entries, entries + student.probs)
+
+    def mass(self, student: Probs, target: Probs) -> Parts:
+        return Parts(super().mass(student, target).entries, -student.probs)
+
+
+@part
 class Renyi(Divergence):
     """log(sum q^order s^(1 - order)) / (order - 1), which nears ForwardKL as the order nears 1 and
     pulls less at what the student hardly says. arXiv 2608.09745.
@@ -230,26 +244,29 @@ class Blend(Divergence):
 
     @abstractmethod
     def forward_share(self, student: Probs, target: Probs) -> Tensor:
-        """How much forward KL counts in each row `[n, 1]` or entry `[n, K]`; reverse the rest."""
+        """How much forward KL counts in each row `[n, 1]` or entry `[n, K]`."""
+
+    def reverse_share(self, forward_share: Tensor) -> Tensor:
+        """How much reverse KL counts beside it."""
+        return 1 - forward_share
 
     def parts(self, student: Probs, target: Probs) -> Parts:
         share = self.forward_share(student, target)
         forward, reverse = ForwardKL().parts(student, target), ReverseKL().parts(student, target)
-        return blended(forward, reverse, share)
+        return blended(forward, share, reverse, self.reverse_share(share))
 
     def mass(self, student: Probs, target: Probs) -> Parts:
         share = self.forward_share(student, target)
         forward, reverse = ForwardKL().mass(student, target), ReverseKL().mass(student, target)
-        return blended(forward, reverse, share)
+        return blended(forward, share, reverse, self.reverse_share(share))
 
 
-def blended(first: Parts, second: Parts, share: Tensor) -> Parts:
-    """share first + (1 - share) second; what has no share does not count where it is infinite."""
+def blended(first: Parts, share: Tensor, second: Parts, rest: Tensor) -> Parts:
+    """share first + rest second; where `first` has no share it does not count, not even where it is
+    infinite."""
 
     def of(one: Tensor, other: Tensor) -> Tensor:
-        return (share * one).masked_fill(share == 0, 0.0) + ((1 - share) * other).masked_fill(
-            share == 1, 0.0
-        )
+        return (share * one).masked_fill(share == 0, 0.0) + rest * other
 
     return Parts(of(first.entries, second.entries), of(first.slopes, second.slopes))
 
@@ -266,8 +283,8 @@ class MixedKL(Blend):
 
 @part
 class EntropyAware(Blend):
-    """Forward KL where the target's entropy exceeds `above`, reverse KL elsewhere: modes are kept
-    where there are several. arXiv 2603.07079."""
+    """Reverse KL, and beside it forward KL where the target's entropy exceeds `above`: modes are
+    kept where there are several. arXiv 2603.07079."""
 
     above: Annotated[float, Field(ge=0)] = 0.8
     """Nats."""
@@ -275,6 +292,9 @@ class EntropyAware(Blend):
     def forward_share(self, student: Probs, target: Probs) -> Tensor:
         entropy = -kl_entries(target, torch.zeros_like(target.log)).sum(-1, keepdim=True)
         return (entropy > self.above).to(student.log.dtype)
+
+    def reverse_share(self, forward_share: Tensor) -> Tensor:
+        return torch.ones_like(forward_share)
 
 
 @part

@@ -21,7 +21,7 @@ from opd.config import part
 from opd.head import taken
 from opd.objective.clip import Clip, clipped, clipped_rows, surrogate
 from opd.objective.correction import Correction, ratio
-from opd.objective.divergence import Divergence
+from opd.objective.divergence import Divergence, ForwardKL
 from opd.objective.logits import Logits
 from opd.objective.support import Full, Support
 from opd.objective.target import Target, read_by, side_of
@@ -61,6 +61,11 @@ class Loss(ABC):
     def needs_sampler(self) -> bool:
         """Whether it compares with the policy that drew a token: of one that was written down it
         has no value."""
+        return False
+
+    @property
+    def needs_earlier(self) -> bool:
+        """Whether it compares with the policy as it stood before the step's first update."""
         return False
 
 
@@ -208,6 +213,35 @@ class Distill(RowLoss):
 
 
 @part
+class WhereApart(RowLoss):
+    """k / (k + half) of a loss, k = KL(q || r) of two views at temperature 1: where both would say
+    the same, little. arXiv 2606.11709; that it enters no denominator is ours."""
+
+    loss: RowLoss
+    view: str
+    against: str
+    half: Annotated[float, Field(gt=0)] = 1.0
+    """Nats at which half of the loss is left."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.loss.views, self.view, self.against)))
+
+    def rows(
+        self,
+        student: Logits,
+        target_ids: Tensor,
+        sampled_logprob: Tensor,
+        teachers: Mapping[str, Logits],
+    ) -> tuple[Tensor, Observed]:
+        loss, observed = self.loss.rows(student, target_ids, sampled_logprob, teachers)
+        said, other = (teachers[view].measured(1.0) for view in (self.view, self.against))
+        # Rounding may take a distance of 0 below it; one that is infinite leaves all.
+        left = 1 / (1 + self.half / ForwardKL()(other, said).clamp(min=0))
+        return loss * left, {**observed, "left": left}
+
+
+@part
 class Likelihood(RowLoss):
     """-log s of the given token at temperature 1: plain imitation."""
 
@@ -279,6 +313,30 @@ class SampledReverseKL(TokenLoss):
 
 
 @part
+class SampledForwardKL(TokenLoss):
+    """q / s - 1 - log(q / s) on taken tokens: at least 0, and 0 only where s = q.
+
+    The gradient is 1 - q / s of the token's log-prob, which over s has forward KL's as its mean;
+    the value has reverse KL's. What arXiv 2402.03300 holds to a reference with, and, less the 1,
+    2606.04036.
+    """
+
+    view: str
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def tokens(
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        now, theirs = logprob.detach(), teachers[self.view].logprob
+        gain = ratio(theirs, now) - 1
+        # Written out: beyond the bound on the ratio its own derivative is 0.
+        return gain + now - theirs - gain * (logprob - now), {}
+
+
+@part
 class Contrast(TokenLoss):
     """max(0, margin + |log s - log q+| - |log s - log q-|) on taken tokens: nearer to one view than
     to another that must not be followed. arXiv 2605.06597."""
@@ -333,9 +391,9 @@ class RatioReverseKL(TokenLoss):
 class PolicyGradient(TokenLoss):
     """-min(r A, clip(r, 1 - low, 1 + high) A), r = trained / sampling probability.
 
-    arXiv 2402.03300, upper bound of its own from 2503.14476. A correction replaces the sampling
-    policy in r by the policy before the update, which is the trained one: one update a batch.
-    Token credits reshape A for each token, one after the other.
+    arXiv 2402.03300, upper bound of its own from 2503.14476. A correction takes the place of r and
+    its clip: the gradient is its factor times that of -A log s. arXiv 2506.13585. Token credits
+    reshape A for each token, one after the other.
     """
 
     clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -214,16 +214,18 @@ class PassedBack(SequenceLoss):
 
 @part
 class Corrected(SequenceLoss):
-    """A loss of tokens, corrected by one factor a sequence: its tokens' product of trained over
-    sampling probability, or that product's geometric mean. As TRL and verl have it.
+    """w l: a loss of tokens in which the policy before the step's first update stands for the one
+    that sampled, and a factor w for what really did: the former over the sampling probability, of
+    a token, or of a sequence as its tokens' product or that product's geometric mean. As TRL and
+    verl have it.
 
-    The loss itself takes the policy before the update, which is the trained one, for the one that
-    sampled. Tokens that were written down leave the factor as it is.
+    Where a step makes one update, that policy is the trained one. Tokens that were written down
+    leave the factor as it is.
     """
 
     loss: TokenLoss
     correction: Correction
-    of: Literal["product", "mean"] = "product"
+    of: Literal["token", "product", "mean"] = "product"
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -233,16 +235,27 @@ class Corrected(SequenceLoss):
     def needed(self) -> tuple[str, ...]:
         return self.loss.needed
 
+    @property
+    def needs_earlier(self) -> bool:
+        return True
+
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
-        before = values.detach()
-        reduce = sequence_sums if self.of == "product" else sequence_means
-        log_ratio = reduce((before - tokens.sampled_logprob).nan_to_num(0.0), tokens)
-        factor = self.correction(log_ratio, torch.zeros_like(log_ratio))[tokens.sequence]
-        own = replace(tokens, sampled_logprob=before)
+        known = tokens.earlier_logprob
+        earlier = torch.where(known.isnan(), values.detach(), known)
+        apart = self.joined((earlier - tokens.sampled_logprob).nan_to_num(0.0), tokens)
+        factor = self.correction(apart, torch.zeros_like(apart))
+        own = replace(tokens, sampled_logprob=earlier)
         per_token, observed = self.loss.tokens(values, own, teachers)
         return per_token * factor, {**observed, "factor": factor}
+
+    def joined(self, log_ratio: Tensor, tokens: Tokens) -> Tensor:
+        """`[n]` log-ratios of what has one factor, from those of the tokens `[n]`."""
+        if self.of == "token":
+            return log_ratio
+        reduce = sequence_sums if self.of == "product" else sequence_means
+        return reduce(log_ratio, tokens)[tokens.sequence]
 
 
 @part

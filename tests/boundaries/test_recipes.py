@@ -23,8 +23,8 @@ UNUSED = {
     "HandOff": "a stage of scripts/dasd.sh",
     "LeaveOneOut": "the unbiased choice beside GroupMean",
     "MixedKL": "a divergence to compare",
+    "SkewReverseKL": "what HeldSkewReverseKL is to be set against",
     "TotalVariation": "a divergence to compare",
-    "Warmup": "an override of any learning rate",
 }
 """Parts that no recipe names, each with the reason why it stays."""
 

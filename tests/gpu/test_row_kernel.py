@@ -17,6 +17,7 @@ from opd.objective.divergence import (
     JSD,
     Divergence,
     ForwardKL,
+    HeldSkewReverseKL,
     Renyi,
     ReverseKL,
     SkewKL,
@@ -42,6 +43,7 @@ EVERY = (
     JSD(teacher_weight=0.1),
     SkewKL(),
     SkewReverseKL(),
+    HeldSkewReverseKL(),
     TotalVariation(),
 )
 ENTRIES = BLOCK + 77
@@ -207,6 +209,7 @@ def test_bfloat16_within_its_rounding(divergence: Divergence, difference: bool) 
         (JSD(), 0.0506718, -0.0773799),
         (SkewKL(skew=0.1), 0.1585047, -0.2438780),
         (SkewReverseKL(skew=0.1), 0.1723732, -0.2639637),
+        (HeldSkewReverseKL(skew=0.1), 0.1723732, -0.3020778),
         (TotalVariation(), 0.3, -0.25),
     ],
     ids=repr,

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from opd.config import build, load_recipe
 from opd.objective.loss import Likelihood, SquaredLogRatio
 from opd.objective.target import EntropyLifted, entropy
 from opd.objective.term import Term
+from opd.recipe import Recipe
+from opd.teacher.weights import EMA
 from tests.rows import pulled
 from tests.students import distance, pull_of, recipe_terms
 
@@ -41,6 +44,12 @@ def test_the_loss_and_its_slope() -> None:
     assert explore[0] + imitate[0] == pytest.approx(0.8236186, abs=1e-6)
     # The slope in a logit is 1 - s(y) of that in the log-prob.
     assert (explore[1][0] + imitate[1][0]) / 0.5 == pytest.approx(-0.4891744, abs=1e-6)
+
+
+def test_the_copy_is_nearly_whole_and_five_steps_apart() -> None:
+    """phi <- 0.01 phi + 0.99 theta."""
+    recipe = build(Recipe, load_recipe("curiosft"))
+    assert recipe.teacher.weights == EMA(decay=0.01, every=5)
 
 
 def test_without_the_pull_it_is_imitation(tiny_model_dir: Path) -> None:

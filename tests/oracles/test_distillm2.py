@@ -11,7 +11,7 @@ import torch
 
 from opd.config import build, load_recipe
 from opd.loop import train
-from opd.objective.divergence import SkewKL
+from opd.objective.divergence import SkewKL, SkewReverseKL
 from opd.objective.loss import Distill
 from opd.objective.term import Term
 from opd.objective.weight import Origin
@@ -52,6 +52,16 @@ def test_both_divergences(name: str, step: int, beta: float) -> None:
     assert found == pytest.approx([(2 - beta) * 0.0820464, beta * 0.0900026], abs=1e-6)
     totals = {1.0: 0.1720490, 1.2: 0.1736402, 1.5: 0.1760271}
     assert sum(found) == pytest.approx(totals[beta], abs=1e-6)
+
+
+def test_the_students_side_of_the_mixture_is_held() -> None:
+    loss = recipe_terms("distillm2")["sampled"].loss
+    assert isinstance(loss, Distill)
+    pull = pulled(loss, A_STUDENT, plain=A_TEACHER)[1]
+    assert pull == pytest.approx((-0.198744, 0.027112, 0.171632), abs=1e-6)
+    free = replace(loss, divergence=SkewReverseKL(skew=0.1))
+    pull = pulled(free, A_STUDENT, plain=A_TEACHER)[1]
+    assert pull == pytest.approx((-0.174708, 0.027024, 0.147684), abs=1e-6)
 
 
 def test_written_and_sampled_tokens_come_apart() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opd.objective.logits import Logits
-from opd.objective.loss import Distill, SampledReverseKL
+from opd.objective.loss import Distill, SampledForwardKL, SampledReverseKL
 from opd.objective.schedule import Trapezoid
 from tests.batches import batch_of, seen_of
 from tests.students import distance, draw_trajectories, recipe_terms, update_of
@@ -49,6 +49,15 @@ def test_what_holds_the_student_near_pulls_as_half_the_squared_log_ratio() -> No
     value.sum().backward()
     assert logprob.grad is not None
     assert logprob.grad.item() ** 2 / 2 == pytest.approx(0.024896522, abs=1e-6)
+
+
+def test_the_papers_figures_are_of_forward_kl() -> None:
+    """The rest is the same."""
+    plain, forward = recipe_terms("sdpg"), recipe_terms("sdpg_forward")
+    assert forward["near"] == replace(plain["near"], loss=SampledForwardKL(view="initial"))
+    assert {n: t for n, t in forward.items() if n != "near"} == {
+        n: t for n, t in plain.items() if n != "near"
+    }
 
 
 def test_only_gains_are_distilled(tiny_model_dir: Path) -> None:

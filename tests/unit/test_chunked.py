@@ -21,6 +21,7 @@ from opd.objective.divergence import (
     JSD,
     Divergence,
     ForwardKL,
+    HeldSkewReverseKL,
     ReverseKL,
     SkewKL,
     SkewReverseKL,
@@ -36,6 +37,7 @@ DIVERGENCES = (
     JSD(teacher_weight=0.2),
     SkewKL(skew=0.3),
     SkewReverseKL(skew=0.3),
+    HeldSkewReverseKL(skew=0.3),
     TotalVariation(),
 )
 SUPPORTS = (
@@ -142,6 +144,8 @@ def definition(divergence: Divergence, s: Tensor, t: Tensor, p: Tensor, q: Tenso
             return b * q * (t - m) + (1 - b) * p * (s - m)
         case SkewKL(skew=a):
             return q * (t - (a * q + (1 - a) * p).clamp(min=1e-300).log())
+        case HeldSkewReverseKL(skew=a):
+            return p * (s - (a * p + (1 - a) * q).detach().clamp(min=1e-300).log())
         case SkewReverseKL(skew=a):
             return p * (s - (a * p + (1 - a) * q).clamp(min=1e-300).log())
     return (p - q).abs() / 2
@@ -156,6 +160,8 @@ def mass(divergence: Divergence, p: Tensor, q: Tensor) -> Tensor:
             return q - p
         case SkewKL(skew=a):
             return (1 - a) * (p - q)
+        case HeldSkewReverseKL(skew=a):
+            return (a * p + (1 - a) * q).detach() - p
         case SkewReverseKL(skew=a):
             return (1 - a) * (q - p)
     return torch.zeros_like(p)
