@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from opd.objective.schedule import Constant
 from opd.objective.term import Term
 from tests.conftest import character_tokenizer, save_random_model
-from tests.students import distance, draw_trajectories, pull_of, recipe_terms, update_of
+from tests.students import distance, draw_trajectories, recipe_terms, update_of
 
 
 def test_an_exit_weighs_its_layers_share_of_the_depth() -> None:
@@ -46,11 +46,12 @@ def test_the_papers_exits_weigh_what_it_says(deep_model_dir: Path) -> None:
         str(layer): replace(term, coefficient=Constant(value=layer / 36))
         for layer, term in exits.items()
     }
-    base = pull_of(deep_model_dir, {"distil": whole})
+    one = draw_trajectories()[:1]
+    _, base = update_of(deep_model_dir, {"distil": whole}, one)
     shared = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
     def times(terms: dict[str, Term]) -> float:
-        found = pull_of(deep_model_dir, terms)
+        _, found = update_of(deep_model_dir, terms, one)
         pairs = [(found[name].double(), base[name].double()) for name in shared]
         return float(sum((a * b).sum() for a, b in pairs) / sum((b * b).sum() for _, b in pairs))
 
