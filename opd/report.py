@@ -46,6 +46,7 @@ PANELS = (
     Panel(
         "Repetition", r"(terminal_loops|distinct_3)", "shares: ends in a loop; new 3-grams", True
     ),
+    Panel("Appeals to a reference", r"(appeals)", "share of the responses", True),
     Panel("Deliberation", r"deliberation/(.+)", "words a thousand tokens"),
     Panel("Entropy", r"(entropy|teacher_entropy/.+)", "nats, at the taken tokens"),
     Panel("Teacher gap", r"teacher_gap/(.+)", "nats, teacher minus student"),
@@ -62,6 +63,7 @@ HARM = (
     Panel("Response ends", r"(truncated|terminal_loops|distinct_3)", "shares", True),
     Panel("Response length", r"(response_tokens/p\d+)", "tokens, percentiles"),
     Panel("Sampled entropy", r"(entropy)", "nats a token"),
+    Panel("Appeals to a reference", r"(appeals)", "share of the responses", True),
     Panel("Deliberation", r"deliberation/(.+)", "words a thousand tokens"),
 )
 """What is drawn of each benchmark beside its accuracy."""

@@ -54,8 +54,9 @@ def save_random_model(
     *,
     tied: bool = False,
     context_length: int = CONTEXT_LENGTH,
+    layers: int = 2,
 ) -> Path:
-    """A 2-layer random Qwen3 whose next-token distributions are far from uniform."""
+    """A random Qwen3 whose next-token distributions are far from uniform."""
     end, pad = cast("tuple[int, int]", (tokenizer.eos_token_id, tokenizer.pad_token_id))
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
@@ -63,7 +64,7 @@ def save_random_model(
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,

@@ -118,6 +118,18 @@ class Rank(UpdateWeight):
         return (logprob > logprob.unsqueeze(-1)).float().mean(-1)
 
 
+def drawn_by(folder: Path) -> list[Trajectory]:
+    """The rollouts with the log-probs that the student itself gives them."""
+    trajectories = draw_trajectories()
+    learner = open_student(folder)
+    for batch in pack(trajectories, tokens_per_batch=1, packing=False, pad_id=0):
+        (member,) = batch.members
+        logprobs = learner.logprobs(batch.student, batch.target_ids)
+        rollout = replace(trajectories[member].rollout, logprobs=tuple(logprobs.tolist()))
+        trajectories[member] = replace(trajectories[member], rollout=rollout)
+    return trajectories
+
+
 def grouped(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """The same rollouts as if every three in a row were of one problem."""
     prompts = [trajectories[place - place % 3].rollout.prompt for place in range(len(trajectories))]

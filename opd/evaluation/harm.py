@@ -20,6 +20,14 @@ DELIBERATION = (
 """Words with which a model weighs what it has written. arXiv 2603.24472."""
 WORD = re.compile(rf"\b({'|'.join(DELIBERATION)})\b", re.IGNORECASE)
 
+APPEALS = (
+    *("reference solution", "reference answer", "verified solution", "given solution"),
+    *("given answer", "provided solution", "provided answer", "answer key", "the hint"),
+)
+"""What a response appeals to that was only ever shown to a teacher (arXiv 2604.03128 counts such
+phrases; the list is ours). A question may speak of one too: compare with before."""
+APPEAL = re.compile(rf"\b({'|'.join(APPEALS)})\b".replace(" ", r"\s+"), re.IGNORECASE)
+
 GRAM = 3
 """Tokens whose repetition counts."""
 LONGEST_PERIOD, LEAST_PERIODS, LEAST_LOOP = 50, 3, 30
@@ -40,6 +48,8 @@ class Traits:
     """Share of all runs of three tokens that are different ones, in [0, 1]."""
     words: Counter[str]
     """How often each word of deliberation stands in them."""
+    appeals: int
+    """Responses that appeal to a reference."""
 
 
 def traits(rollouts: Sequence[Rollout]) -> Traits:
@@ -54,6 +64,7 @@ def traits(rollouts: Sequence[Rollout]) -> Traits:
         loops=sum(ends_in_loop(rollout.token_ids) for rollout in rollouts),
         distinct=len(set(grams)) / len(grams) if grams else 1.0,
         words=Counter(word.lower() for r in rollouts for word in WORD.findall(r.text)),
+        appeals=sum(APPEAL.search(rollout.text) is not None for rollout in rollouts),
     )
 
 
@@ -67,6 +78,7 @@ def signs(found: Sequence[Traits], *, has_words: bool) -> dict[str, float]:
     return {
         **{f"response_tokens/p{q}": quantile(lengths, q) for q in QUANTILES},
         "terminal_loops": sum(each.loops for each in found) / max(1, len(lengths)),
+        "appeals": sum(each.appeals for each in found) / max(1, len(lengths)),
         f"distinct_{GRAM}": fmean(each.distinct for each in found) if found else 1.0,
         **({"deliberation": 1000 * words.total() / tokens, **per_word} if has_words else {}),
     }

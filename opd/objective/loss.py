@@ -33,6 +33,7 @@ class Loss(ABC):
     """Something to minimise, per token."""
 
     choices: ClassVar[Mapping[str, str]] = {
+        "Apportioned": "opd.objective.sequence_loss:Apportioned",
         "HiddenInformation": "opd.objective.hidden_loss:HiddenInformation",
         "HiddenSquares": "opd.objective.hidden_loss:HiddenSquares",
         "MatchedDistance": "opd.objective.span_loss:MatchedDistance",

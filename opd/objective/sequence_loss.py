@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import log
 from typing import Annotated, Literal
 
 import torch
@@ -313,6 +314,44 @@ class Redistributed(SequenceLoss):
         moved = added - sequence_means(added, tokens)[tokens.sequence]
         loss, observed = self.loss.following(own + moved, values, tokens)
         return loss, {**observed, "moved": moved.abs()}
+
+
+@part
+class Apportioned(SequenceLoss):
+    """A policy gradient whose gains lie where a view likes the tokens more than the sampler did: an
+    advantage above 0 is multiplied by c over its geometric mean over the response's tokens, c = q /
+    sampling probability within [1 / bound, bound]. arXiv 2607.17247.
+
+    Other advantages stay, and all of a response without the view.
+    """
+
+    loss: PolicyGradient
+    view: str
+    bound: Annotated[float, Field(ge=1)] = 3.0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.loss.views, self.view)))
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return self.loss.needed
+
+    @property
+    def needs_sampler(self) -> bool:
+        return True
+
+    def sequences(
+        self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        seen, most = teachers[self.view], log(self.bound)
+        liked = (seen.logprob - tokens.sampled_logprob).clamp(-most, most)
+        liked = liked.masked_fill(~seen.present, 0.0)
+        factor = (liked - sequence_means(liked, tokens)[tokens.sequence]).exp()
+        own = self.loss.advantages(values, tokens, teachers)
+        advantage = torch.where(own > 0, own * factor, own)
+        loss, observed = self.loss.following(advantage, values, tokens)
+        return loss, {**observed, "factor": factor}
 
 
 def accumulated(added: Tensor, rate: Tensor, tokens: Tokens, *, backward: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,30 @@ def test_factors_and_their_mean_over_the_response() -> None:
     assert mean.item() == pytest.approx(0.354974897, abs=1e-6)
     (gradient,) = torch.autograd.grad(mean, values)
     assert gradient.tolist() == pytest.approx([factor / 3 for factor in factors], abs=1e-6)
+
+
+def test_how_much_each_token_passes_back() -> None:
+    """What the next one's factor exceeds 1 by, over its own; behind the third stands a token of the
+    mean, so that the mean stays."""
+    _, loss = recipe_term()
+    values = torch.tensor([*DIVERGENCES, sum(DIVERGENCES) / 3], dtype=torch.float64)
+    factor = loss.sequences(values, batch_of([4]), {})[1]["factor"].tolist()
+    shares = [(later - 1) / own for own, later in pairwise(factor)]
+    assert shares == pytest.approx((0.660756369, 0.302940716, 0.541570483), abs=1e-8)
+
+
+def test_no_sharpness_is_plain_distillation_but_far_ones_are_of_what_is_hard() -> None:
+    """In the limit a response above the mean of the update passes nothing back, however long, and
+    one below it everything; at 0 a half is passed back everywhere."""
+    _, loss = recipe_term()
+    hard = [0.6 + 0.01 * (token % 7) for token in range(20)]
+    values, batch = torch.tensor([*hard, 0.1, 0.2, 0.1]), batch_of([20, 3])
+    per_token, observed = replace(loss, sharpness=1e4).sequences(values, batch, {})
+    assert per_token[:20].tolist() == pytest.approx(hard, abs=1e-6)
+    assert observed["factor"].tolist() == [*[1.0] * 20, 1.0, 2.0, 3.0]
+    _, even = replace(loss, sharpness=0.0).sequences(values, batch, {})
+    halves = [2 - 2.0**-token for token in range(20)]
+    assert even["factor"].tolist() == pytest.approx([*halves, 1, 1.5, 1.75], abs=1e-6)
 
 
 def test_the_papers_recursion_has_the_same_sum() -> None:

@@ -1,4 +1,5 @@
-"""The bound on mutual information by which arXiv 2109.11105 matches representations."""
+"""The bound on mutual information by which arXiv 2109.11105 matches representations. Worked by
+hand."""
 
 from __future__ import annotations
 

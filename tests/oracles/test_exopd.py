@@ -1,4 +1,4 @@
-"""What a better model gained over the base, extrapolated: arXiv 2602.12125."""
+"""What a better model gained over the base, extrapolated: arXiv 2602.12125. Worked by hand."""
 
 from __future__ import annotations
 

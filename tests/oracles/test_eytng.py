@@ -24,16 +24,18 @@ def test_the_loss_lies_between_imitation_and_distillation(share: float, nats: fl
 
 
 def test_rounds_keep_the_truth_that_is_mixed_in() -> None:
-    """A learner that keeps a share .8 of what it is shown and forgets the rest to indifference:
-    with ground truth it stays at its fixed point, without it nothing is left. By hand: over
-    indifference f is .5 (d - 1/2) 2, d = .8 (.5 * .5 + .5 d), so that d = .2 / .6 = 1/3."""
-    for share, left in ((0.5, 1 / 3), (1.0, 0.0)):
-        above = 0.5
-        for _ in range(200):
-            target = Mixed(view="last", share=Constant(value=share))
-            shown = said_by(target, (0.5, 0.5), 0, last=(0.5 + above, 0.5 - above + 1e-300))[0]
-            above = 0.8 * (shown - 0.5)
-        assert above == pytest.approx(left, abs=1e-6)
+    """A learner that keeps a share .8 of what it is shown and forgets the rest to indifference: f
+    <- .8 (a + (1 - a) f) for a share a of ground truth, whose fixed point is .8 a / (1 - .8 (1 -
+    a)) = .6666667 at a half; with none of it .8^5 = .32768 is left after five rounds."""
+    for share, rounds, left in ((0.5, 1, 0.8), (0.5, 200, 0.6666667), (1.0, 5, 0.32768)):
+        target = recipe_terms("eytng", f"terms.imitate.loss.target.share={share}")["imitate"].loss
+        assert isinstance(target, Distill) and isinstance(target.target, Mixed)
+        sure = 1.0
+        for _ in range(rounds):
+            last = ((1 + sure) / 2, (1 - sure) / 2 + 1e-300)
+            shown = said_by(target.target, (0.5, 0.5), 0, solution=last)[0]
+            sure = 0.8 * (2 * shown - 1)
+        assert sure == pytest.approx(left, abs=1e-6)
 
 
 def test_without_ground_truth_it_is_plain_distillation(tiny_model_dir: Path) -> None:

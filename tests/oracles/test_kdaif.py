@@ -1,4 +1,5 @@
-"""A rollout counts by how far it points where other problems point: arXiv 2501.02705."""
+"""A rollout counts by how far it points where other problems point: arXiv 2501.02705. Worked by
+hand."""
 
 from __future__ import annotations
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd.learner.batch import pack
 from opd.objective.divergence import ReverseKL
 from opd.objective.loss import Distill, SampledReverseKL
 from opd.objective.sequence_loss import ReturnToGo
 from opd.objective.term import Term
-from opd.privileged import Trajectory
 from tests.batches import batch_of, seen_of
-from tests.students import distance, draw_trajectories, open_student, recipe_terms, update_of
+from tests.rows import A_STUDENT, A_TEACHER, pulled
+from tests.students import distance, drawn_by, recipe_terms, update_of
 
 REWARDS = (0.5, -0.2, 0.3)
 
@@ -79,21 +78,10 @@ def test_without_a_future_it_is_the_sampled_reverse_kl(tiny_model_dir: Path) -> 
     assert distance(*found) < 1e-4
 
 
-def drawn_by(folder: Path) -> list[Trajectory]:
-    """The rollouts with the log-probs that the student itself gives them."""
-    trajectories = draw_trajectories()
-    learner = open_student(folder)
-    for batch in pack(trajectories, tokens_per_batch=1, packing=False, pad_id=0):
-        (member,) = batch.members
-        logprobs = learner.logprobs(batch.student, batch.target_ids)
-        rollout = replace(trajectories[member].rollout, logprobs=tuple(logprobs.tolist()))
-        trajectories[member] = replace(trajectories[member], rollout=rollout)
-    return trajectories
-
-
 def test_the_single_step_is_exact_reverse_kl() -> None:
+    """Its gradient is s (log s - log q - KL)."""
     loss = recipe_terms("minillm")["single_step"].loss
     assert isinstance(loss, Distill) and isinstance(loss.divergence, ReverseKL)
-    student = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    teacher = torch.tensor([[0.7, 0.2, 0.1]]).log()
-    assert loss.divergence(student, teacher).item() == pytest.approx(0.1166225, abs=1e-6)
+    value, pull, _ = pulled(loss, A_STUDENT, plain=A_TEACHER)
+    assert value == pytest.approx(0.1166225, abs=1e-6)
+    assert pull == pytest.approx((-0.226547, 0.026630, 0.199917), abs=1e-6)

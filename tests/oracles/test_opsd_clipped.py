@@ -59,6 +59,21 @@ def test_the_raw_clip_drives_out_what_the_teacher_wants_most() -> None:
     assert found == pytest.approx((0.002238, 0.665550, 0.332211), abs=1e-6)
     assert bounded("entry_raw", 0.05, student).item() == pytest.approx(-0.310520, abs=1e-6)
     assert bounded("none", 0.05, student).item() == pytest.approx(3.661244, abs=1e-6)
+    # Its infimum, where what is clipped has no probability left: .3 log .3 + .05.
+    least = torch.tensor([(1e-300, 2 / 3, 1 / 3)], dtype=torch.float64).log().requires_grad_()
+    value = bounded("entry_raw", 0.05, least)
+    assert value.item() == pytest.approx(-0.311191841, abs=1e-8)
+    (pull,) = torch.autograd.grad(value, least)
+    assert pull[0].tolist() == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_a_tokens_scale_is_the_bound_over_its_divergence() -> None:
+    student = torch.tensor([S], dtype=torch.float64).log().requires_grad_()
+    pulls = [
+        torch.autograd.grad(bounded(clip, 0.05, student), student)[0]
+        for clip in ("token_scale", "none")
+    ]
+    assert (pulls[0] / pulls[1])[0].tolist() == pytest.approx([0.05 / 0.183786897] * 3, abs=1e-8)
 
 
 @pytest.mark.parametrize("name", ["opsd_clipped", "opsd_nonnegative"])

@@ -1,4 +1,4 @@
-"""arXiv 2609.20511: two ids that both stop are one event."""
+"""arXiv 2609.20511: two ids that both stop are one event. Worked by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 
 from opd.errors import RecipeError
 from opd.objective.divergence import JSD, Divergence, ForwardKL, ReverseKL
+from opd.objective.logits import Logits
 from opd.objective.loss import Distill
 from opd.objective.support import Full, Merged, Support, TopK
 from opd.objective.term import Term
 from tests.rows import pulled
-from tests.students import distance, distil, pull_of
+from tests.students import distance, distil, pull_of, recipe_terms
 
 STUDENT, TEACHER = (0.6, 0.1, 0.3), (0.1, 0.6, 0.3)
 BOTH = Merged(ids=(0, 1))
@@ -59,6 +60,26 @@ def test_ids_that_nobody_says_change_nothing(tiny_model_dir: Path) -> None:
     found = pull_of(tiny_model_dir, {"distil": merged})
     assert all(torch.isfinite(each).all() for each in found.values())
     assert 0 < distance(found, pull_of(tiny_model_dir, {"distil": distil("solution")})) < 0.3
+
+
+@pytest.mark.parametrize(("stopped", "same"), [(-1e4, True), (0.0, False)])
+def test_where_nobody_stops_it_is_the_base_method(stopped: float, same: bool) -> None:
+    """The recipe's own ids, in a few rows of a vocabulary of 300."""
+    merged, plain = (recipe_terms(name)["distil"].loss for name in ("opsd_stops", "opsd"))
+    assert isinstance(merged, Distill) and isinstance(merged.support, Merged)
+    assert isinstance(plain, Distill)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 5, 300, generator=generator, dtype=torch.float64)
+    # The two sides would stop with different ones.
+    rows[0][:, list(merged.support.ids)] = stopped
+    rows[1][:, list(merged.support.ids)] = stopped + torch.tensor([0.0, 3.0]).double()
+    taken, found = torch.arange(5), []
+    for loss in (merged, plain):
+        student = rows[0].clone().requires_grad_()
+        teachers = {"solution": Logits(rows[1])}
+        values = loss.rows(Logits(student), taken, torch.zeros(5), teachers)[0]
+        found += [torch.cat([values[:, None], *torch.autograd.grad(values.sum(), student)], -1)]
+    assert torch.allclose(*found, rtol=0, atol=1e-9) == same
 
 
 def test_an_id_that_the_vocabulary_has_not_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from opd.config import build, load_recipe
+from opd.errors import DataError
 from opd.objective.divergence import ForwardKL
 from opd.objective.loss import Distill
 from opd.objective.term import Term
@@ -154,6 +155,24 @@ def test_without_exponents_a_run_is_the_uniform_one(tiny_model_dir: Path, tmp_pa
         (True, False),
         (False, True),
     ]
+
+
+def test_limits_that_admit_all_problems_make_a_run_the_uniform_one(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Within the recipe's own none is left: a random model solves nothing."""
+
+    def changes(*limits: str) -> dict[str, object]:
+        few = ("pass_rate.rollouts=2", "pass_rate.at_steps=[1]")
+        recipe = load_recipe("paced_filtered", [*few, *limits])
+        return {**SHORT, "terms": terms_of("paced_filtered"), "pass_rate": recipe["pass_rate"]}
+
+    run(tiny_model_dir, tmp_path / "ours", **changes("pass_rate.between=[-1, 2]"))
+    run(tiny_model_dir, tmp_path / "plain", **SHORT, terms=terms_of("paced_uniform"))
+    found, expected = (final_weights(tmp_path / name) for name in ("ours", "plain"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(DataError, match="none of 5 problems"):
+        run(tiny_model_dir, tmp_path / "none", **changes())
 
 
 def test_paced_measures_before_each_stage() -> None:

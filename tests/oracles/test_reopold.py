@@ -1,4 +1,5 @@
-"""A log-ratio as a token's reward, bounded from below, in two phases: arXiv 2603.11137."""
+"""A log-ratio as a token's reward, bounded from below, in two phases: arXiv 2603.11137. Worked by
+hand."""
 
 from __future__ import annotations
 

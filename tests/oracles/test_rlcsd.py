@@ -26,8 +26,14 @@ def residual() -> Residual:
 
 
 def shaped(advantage: float, right: float, *wrong: float) -> float:
-    seen = {view: seen_of([p]) for view, p in zip(VIEWS, (right, *wrong), strict=True)}
-    return residual()(torch.tensor([advantage]), torch.zeros(1), batch_of([1]), seen).item()
+    """In float64: over a temperature of 0.02, rounding counts fifty times."""
+    logprobs = torch.tensor([[right], *([p] for p in wrong)], dtype=torch.float64)
+    seen = {
+        view: replace(seen_of([0.0]), logprob=logprob)
+        for view, logprob in zip(VIEWS, logprobs, strict=True)
+    }
+    own = torch.tensor([advantage], dtype=torch.float64)
+    return residual()(own, torch.zeros_like(own), batch_of([1]), seen).item()
 
 
 def test_the_gap_is_to_the_mean_probability_of_wrong_siblings() -> None:
@@ -37,6 +43,9 @@ def test_the_gap_is_to_the_mean_probability_of_wrong_siblings() -> None:
     seen = {view: seen_of([math.log(p)]) for view, p in sides.items()}
     found = linear(torch.tensor([1.0]), torch.zeros(1), batch_of([1]), seen).item()
     assert found == pytest.approx(1.847297860, abs=1e-6)
+    of_logs = math.log(0.7) - (math.log(0.4) + math.log(0.2)) / 2
+    assert of_logs == pytest.approx(0.906189378, abs=1e-9)
+    assert found - 1 < of_logs - 0.05
 
 
 @pytest.mark.parametrize(("advantage", "found"), [(0.3, 0.8), (-0.3, 0.0), (-0.8, -0.3), (0, 0)])
@@ -49,7 +58,7 @@ def test_the_verifiers_sign_is_kept(advantage: float, found: float) -> None:
     ("gap", "moved", "selected"), [(0.00099950, 0.024966727, 1), (0.00049988, 0.012494274, 0)]
 )
 def test_small_gaps_stay_with_the_other_tokens(gap: float, moved: float, selected: int) -> None:
-    assert shaped(0.3, gap - 1, -1.0, -1.0) - 0.3 == pytest.approx(moved, abs=2e-6)
+    assert shaped(0.3, gap - 1, -1.0, -1.0) - 0.3 == pytest.approx(moved, abs=1e-6)
     terms = recipe_terms("rlcsd")
     scores = {view: scores_of(1, logprob=[gap * (view == "right")]) for view in VIEWS}
     assert terms["contrast"].weight(batch_of([1]), scores).tolist() == [selected]

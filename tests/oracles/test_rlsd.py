@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_half_the_size_is_the_teachers(token: int, advantage: float, shaped: flo
 def test_the_whole_size_is_the_teachers(advantage: float, gap: float, shaped: float) -> None:
     credit = Magnitude(view="solution", share=Constant(value=1.0))
     assert advantage_of(credit, advantage, gap) == pytest.approx(shaped, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "raw", "clipped"), [(1.0, 1.75, 1.2), (-1.0, -0.571429, -0.8)]
+)
+def test_how_much_likelier_the_teacher_finds_the_token(
+    advantage: float, raw: float, clipped: float
+) -> None:
+    """.7 / .4 for a success and .4 / .7 for a failure, before the bound and behind it."""
+    gap = math.log(TEACHER[0] / STUDENT[0])
+    assert gap == pytest.approx(0.559615788, abs=1e-9)
+    whole = replace(credit_of(), share=Constant(value=1.0))
+    assert advantage_of(whole, advantage, gap) == pytest.approx(clipped, abs=1e-6)
+    free = replace(whole, bound=1 - 1e-9)
+    assert advantage_of(free, advantage, gap) == pytest.approx(raw, abs=1e-6)
 
 
 def test_the_teachers_share_is_gone_after_fifty_steps() -> None:

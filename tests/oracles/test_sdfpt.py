@@ -1,4 +1,4 @@
-"""Texts learned again beside the first result's hidden states: arXiv 2210.02871."""
+"""Texts learned again beside the first result's hidden states: arXiv 2210.02871. Worked by hand."""
 
 from __future__ import annotations
 

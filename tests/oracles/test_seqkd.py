@@ -1,4 +1,4 @@
-"""Likelihood of another's text: its numbers, and what it is in expectation."""
+"""Likelihood of another's text: its numbers, and what it is in expectation. Worked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Credit moved within a response by the reference against mistakes: arXiv 2609.36742."""
+"""Credit moved within a response by the reference against mistakes: arXiv 2609.36742. Worked by
+hand."""
 
 from __future__ import annotations
 

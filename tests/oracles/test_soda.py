@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from opd.config import build, load_recipe
 from opd.loop import train
+from opd.objective.loss import Likelihood
+from opd.objective.schedule import Constant
 from opd.objective.sequence_loss import Preference
+from opd.objective.term import Term
+from opd.objective.weight import Only
 from opd.recipe import Recipe
 from opd.rollout.judged import read_judged, write_judged
 from opd.stored import sample
+from opd.types import Verdict
 from tests.batches import batch_of, seen_of
+from tests.students import distance, draw_trajectories, open_student, update_of
 
 RECIPE = build(Recipe, load_recipe("soda"))
 
@@ -32,8 +41,10 @@ def pair(ours: list[float], reference: list[float]) -> tuple[torch.Tensor, torch
 
 
 def test_the_margin_of_a_pair() -> None:
+    """0.1 (2 - -2) = .4."""
     loss, pull = pair([-8.0, -12.0, -14.0, -16.0], [-9.0, -13.0, -13.0, -15.0])
     assert loss.item() == pytest.approx(0.5130153, abs=1e-6)
+    assert -math.log(math.expm1(loss.item())) == pytest.approx(0.4, abs=1e-6)
     assert pull.tolist() == pytest.approx([-0.0401312] * 2 + [0.0401312] * 2, abs=1e-6)
 
 
@@ -47,6 +58,32 @@ def test_at_the_start_it_is_likelihood_less_likelihood() -> None:
     loss, pull = pair([-1.0, -2.0, -3.0, -4.0], [-1.0, -2.0, -3.0, -4.0])
     assert loss.item() == pytest.approx(0.6931472, abs=1e-6)
     assert pull.tolist() == pytest.approx([-0.05, -0.05, 0.05, 0.05], abs=1e-6)
+
+
+def test_at_the_start_a_real_update_is_likelihood_less_likelihood(tiny_model_dir: Path) -> None:
+    """beta / 2 of each text's sum, the mean over pairs."""
+    drawn = draw_trajectories()[:6]
+    pairs = [
+        replace(
+            each,
+            rollout=replace(each.rollout, prompt=drawn[place - place % 2].rollout.prompt),
+            verdict=Verdict("fail" if place % 2 else "pass", 0.0),
+            views={"plain": each.rollout.prompt_ids},
+        )
+        for place, each in enumerate(drawn)
+    ]
+    _, found = update_of(tiny_model_dir, RECIPE.terms, pairs)
+
+    def likelihood(when: Literal["success", "failure"], share: float) -> Term:
+        return Term(
+            loss=Likelihood(),
+            weights=(Only(when=when),),
+            average="budget",
+            coefficient=Constant(value=share * open_student(tiny_model_dir).max_response_tokens),
+        )
+
+    terms = {"up": likelihood("success", 0.05), "down": likelihood("failure", -0.05)}
+    assert distance(found, update_of(tiny_model_dir, terms, pairs)[1]) < 1e-5
 
 
 def test_a_run_starts_at_its_reference(tmp_path: Path) -> None:

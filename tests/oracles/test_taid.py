@@ -44,6 +44,18 @@ def test_the_loss_and_its_gradient() -> None:
     assert moved(1.0, CrossEntropy())[1] == pytest.approx(whole.tolist(), abs=1e-6)
 
 
+def test_the_target_lies_part_of_the_way_in_logits() -> None:
+    """And the gradient is what parts the student from it."""
+    target = Interpolated(view="q", share=Constant(value=0.4))
+    student, teacher = (torch.tensor([z], dtype=torch.float64) for z in (STUDENT, TEACHER))
+    found, _ = target(student, {"q": teacher}, torch.tensor([0]))
+    assert found[0].tolist() == pytest.approx((0.6, 0.8, -0.6), abs=1e-9)
+    said = found.softmax(-1)[0].tolist()
+    assert said == pytest.approx((0.396417, 0.484185, 0.119398), abs=1e-6)
+    own = [pull + there for pull, there in zip(moved(0.4, CrossEntropy())[1], said, strict=True)]
+    assert own == pytest.approx((0.665241, 0.244728, 0.090031), abs=1e-6)
+
+
 def shares(schedule: Adaptive, losses: Sequence[float], steps: int) -> list[float]:
     found = []
     for step, loss in enumerate(losses):
@@ -54,17 +66,30 @@ def shares(schedule: Adaptive, losses: Sequence[float], steps: int) -> list[floa
 
 
 def test_the_share_keeps_to_the_line_where_progress_is_slow() -> None:
-    schedule = Adaptive(metric="loss/distil")
-    found = shares(schedule, (2.0, 1.9, 1.95, 1.5), 1000)
-    assert found == pytest.approx((0.4, 0.4006, 0.4012, 0.4018), abs=1e-9)
-    assert schedule.fall == pytest.approx(2.537216e-3, abs=1e-8)
+    losses, falls = (2.0, 1.9, 1.95, 1.5), (0.0, 5.0e-4, 2.318421e-4, 2.537216e-3)
+    for step, fall in enumerate(falls):
+        schedule = Adaptive(metric="loss/distil")
+        found = shares(schedule, losses[: step + 1], 1000)
+        assert found == pytest.approx((0.4, 0.4006, 0.4012, 0.4018)[: step + 1], abs=1e-9)
+        assert schedule.fall == pytest.approx(fall, abs=1e-9)
 
 
-@pytest.mark.parametrize(("rate", "share"), [(5e-4, 0.400150375), (0.1, 0.4300750)])
-def test_the_share_runs_ahead_where_the_loss_falls(rate: float, share: float) -> None:
+@pytest.mark.parametrize(
+    ("rate", "loss", "fall", "rise"),
+    [
+        (5e-4, 1.9, 5.0e-4, 1.500375e-4),
+        (5e-4, 1.0, 0.005, 1.503750e-4),
+        (0.1, 1.0, 0.005, 0.0300750),
+    ],
+)
+def test_the_share_runs_ahead_where_the_loss_falls(
+    rate: float, loss: float, fall: float, rise: float
+) -> None:
+    """From 0.4, where the line lies far below."""
     schedule = Adaptive(metric="loss/distil", rate=rate)
-    assert shares(schedule, (2.0, 1.0), 10**9)[1] == pytest.approx(share, abs=1e-7)
-    assert schedule.fall == pytest.approx(0.005)
+    found = shares(schedule, (2.0, loss), 10**9)[1]
+    assert found - 0.4 == pytest.approx(rise, rel=1e-6, abs=1e-9)
+    assert schedule.fall == pytest.approx(fall, abs=1e-9)
 
 
 def test_the_share_ends_at_its_end_and_never_falls() -> None:

@@ -22,6 +22,7 @@ SMALL = ("steps=2", "problems_per_step=4", "evaluation.every=0", "evaluation.sam
 ELSEWHERE = {
     **dict.fromkeys(
         (
+            "distilled_rl",
             "exopd",
             "gkd",
             "kdrl",

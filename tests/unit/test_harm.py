@@ -68,6 +68,34 @@ def test_signs_by_hand() -> None:
     assert found["deliberation"] == pytest.approx(60)
 
 
+@pytest.mark.parametrize(
+    ("text", "appeals"),
+    [
+        ("As the Reference Solution says, 4.", True),
+        ("By the provided\nanswer it is 4.", True),
+        ("The hint was to halve it, and halve it.", True),
+        ("The answer keys are 1 and 2.", False),
+        ("A solution, provided the answer is given.", False),
+        ("", False),
+    ],
+)
+def test_what_appeals_to_a_reference(text: str, appeals: bool) -> None:
+    assert traits([response([1], text)]).appeals == appeals
+
+
+def test_a_response_appeals_once() -> None:
+    """Two of five responses, whatever the tokenizer."""
+    twice = "the given solution and the given solution"
+    found = [
+        traits([response([1], twice), response([2])]),
+        traits([response([1], t) for t in "ab"]),
+    ]
+    found.append(traits([response([3], "see the answer key")]))
+    for counted in (True, False):
+        assert signs(found, has_words=counted)["appeals"] == pytest.approx(2 / 5)
+    assert signs([], has_words=True)["appeals"] == 0
+
+
 def test_a_tokenizer_of_characters_has_no_words() -> None:
     plain = character_tokenizer()
     assert not has_words(Chat(plain))

@@ -56,6 +56,7 @@ def test_what_is_recorded_is_whole_or_another_view() -> None:
         ("minillm", "rest_of_the_response"),
         ("skillsd", "distil"),
         ("sipo", "reinforce"),
+        ("distilled_rl", "reinforce"),
     ],
 )
 def test_what_takes_a_ratio_to_the_sampler_needs_one(recipe: str, term: str) -> None:
