@@ -151,7 +151,9 @@ class SequenceLoss(Loss):
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
         """Losses `[n]` and metrics from the numbers `[n]` (with gradients) of the counted tokens.
-        Beside its views, `teachers` holds the `student` as it stands, detached. Sequences come in the order of the rollouts, whole but for tokens that do not count; a loss
+        Beside its views, `teachers` holds the `student` as it stands, detached.
+
+        Sequences come in the order of the rollouts, whole but for tokens that do not count; a loss
         of a whole sequence stands at each of its tokens, to be averaged by sequence."""
 
 
