@@ -40,7 +40,7 @@ def said(**views: list[float]) -> dict[str, Seen]:
 
 
 def test_the_gap_is_to_the_mean_probability_of_mistakes() -> None:
-    """.847297860 (not .906189449, to the mean of logs), beside a token on which all agree."""
+    """.847297860 (not .906189378, to the mean of logs), beside a token on which all agree."""
     teachers = said(solution=[0.7, 0.3], wrong=[0.4, 0.3], wrong_too=[0.2, 0.3])
     assert pulls([0.0], [2], teachers) == pytest.approx([0.847297860 / 2, -0.847297860 / 2])
 
