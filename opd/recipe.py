@@ -196,10 +196,11 @@ class Recipe:
             is_measured = isinstance(self.pass_rate, Measured)
             if isinstance(self.pass_rate, OfGroup) and not self.pass_rate.pseudo_count:
                 self.check_groups(name)
-            if weight.divide_by != "nothing" and term.denominator == "weights":
+            if weight.divide_by != "nothing" and term.divides_by_weights:
                 raise RecipeError(
                     f"terms.{name}.weights: PassRate is divided by its {weight.divide_by}, but "
-                    "denominator=weights divides by the weights again; set denominator=all"
+                    f"average={term.average} with denominator={term.denominator} divides by the "
+                    "weights again; set average=sequence or token, and denominator=all"
                 )
             if weight.divide_by == "mean" and not is_measured:
                 raise RecipeError(

@@ -50,6 +50,11 @@ class Term:
     last one's: an early exit that is trained beside the whole. Null is the last."""
 
     @property
+    def divides_by_weights(self) -> bool:
+        """Whether a common factor of all weights cancels, or may."""
+        return self.denominator == "weights" or self.average == "weighted_sequence"
+
+    @property
     def views(self) -> tuple[str, ...]:
         """The teacher views that the loss and the weights read, each once."""
         read = [*self.loss.views, *(view for weight in self.weights for view in weight.views)]

@@ -132,6 +132,7 @@ def test_only_what_can_be_learnt_from_is_drawn_and_all_is_counted(
         ("paced", "pass_rate=OfGroup", r"a single rollout is 0"),
         ("paced", "pass_rate={name: OfGroup, pseudo_count: 1}", r"does not know"),
         ("paced", "terms.cover.denominator=weights", r"divides by the weights again"),
+        ("paced", "terms.cover.average=weighted_sequence", r"divides by the weights again"),
     ],
 )
 def test_weights_that_would_say_nothing_are_refused(
