@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import log
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,8 @@ from opd.objective.clip import surrogate
 from opd.objective.correction import Correction, ratio
 from opd.objective.loss import Observed, PolicyGradient, RowLoss, SequenceLoss, TokenLoss
 from opd.types import Seen, Tokens
+
+Changed = TypeVar("Changed", bound=RowLoss | TokenLoss)
 
 TINY = 1e-8
 """Keeps a deviation of 0 from dividing."""
@@ -183,8 +185,30 @@ class ReturnToGo(SequenceLoss):
         return gain
 
 
+class OfAnother(SequenceLoss, Generic[Changed]):
+    """What another loss becomes once its tokens depend on each other."""
+
+    loss: Changed
+
+    @property
+    def inner(self) -> RowLoss | None:
+        return self.loss if isinstance(self.loss, RowLoss) else None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return self.loss.needed
+
+    @property
+    def needs_sampler(self) -> bool:
+        return self.loss.needs_sampler
+
+
 @part
-class PassedBack(SequenceLoss):
+class PassedBack(OfAnother[RowLoss]):
     """c_t d_t of a loss d, c_1 = 1 and c_t = 1 + l_(t-1) c_(t-1), l_t = sigmoid(-sharpness (d_t -
     mean d)), detached: what follows a stretch of low loss is supervised for it too.
 
@@ -196,14 +220,6 @@ class PassedBack(SequenceLoss):
     sharpness: Annotated[float, Field(ge=0)] = 5.0
     """Per nat; at 0 half of everything is passed back."""
 
-    @property
-    def inner(self) -> RowLoss:
-        return self.loss
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return self.loss.views
-
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
@@ -214,7 +230,7 @@ class PassedBack(SequenceLoss):
 
 
 @part
-class Corrected(SequenceLoss):
+class Corrected(OfAnother[TokenLoss]):
     """w l: a loss of tokens in which the policy before the step's first update stands for the one
     that sampled, and a factor w for what really did: the former over the sampling probability, of
     a token, or of a sequence as its tokens' product or that product's geometric mean. As TRL and
@@ -229,12 +245,9 @@ class Corrected(SequenceLoss):
     of: Literal["token", "product", "mean"] = "product"
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return self.loss.views
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return self.loss.needed
+    def needs_sampler(self) -> bool:
+        # The policy before the first update stands for the sampler, of written tokens too.
+        return False
 
     @property
     def needs_earlier(self) -> bool:
@@ -260,7 +273,7 @@ class Corrected(SequenceLoss):
 
 
 @part
-class MeanCorrected(SequenceLoss):
+class MeanCorrected(OfAnother[RowLoss]):
     """A loss of rows times one factor a sequence: the mean of its counted tokens' corrections.
     arXiv 2601.19897.
 
@@ -269,14 +282,6 @@ class MeanCorrected(SequenceLoss):
 
     loss: RowLoss
     correction: Correction
-
-    @property
-    def inner(self) -> RowLoss:
-        return self.loss
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return self.loss.views
 
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
@@ -287,24 +292,12 @@ class MeanCorrected(SequenceLoss):
 
 
 @part
-class Redistributed(SequenceLoss):
+class Redistributed(OfAnother[PolicyGradient]):
     """A policy gradient whose token credits only move credit within a response: what they add to
     each token's advantage is less its mean over the response's tokens. arXiv 2609.36742 (that the
     mean is the response's is ours)."""
 
     loss: PolicyGradient
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return self.loss.views
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return self.loss.needed
-
-    @property
-    def needs_sampler(self) -> bool:
-        return self.loss.needs_sampler
 
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
@@ -317,7 +310,7 @@ class Redistributed(SequenceLoss):
 
 
 @part
-class Apportioned(SequenceLoss):
+class Apportioned(OfAnother[PolicyGradient]):
     """A policy gradient whose gains lie where a view likes the tokens more than the sampler did: an
     advantage above 0 is multiplied by c over its geometric mean over the response's tokens, c = q /
     sampling probability within [1 / bound, bound]. arXiv 2607.17247.
@@ -332,14 +325,6 @@ class Apportioned(SequenceLoss):
     @property
     def views(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.loss.views, self.view)))
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return self.loss.needed
-
-    @property
-    def needs_sampler(self) -> bool:
-        return True
 
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]

@@ -106,7 +106,8 @@ class Interpolated(Target):
 
 @part
 class OfSeveral(Target):
-    """What several views say together."""
+    """What several views say together; of a token that some of them are absent from, nothing. The
+    view `FirstOf` gives one that may be absent something to fall back on."""
 
     views: Annotated[tuple[str, ...], Field(min_length=2)]
 

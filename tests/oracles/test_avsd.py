@@ -91,19 +91,35 @@ def test_equal_views_are_one_view(tiny_model_dir: Path) -> None:
     assert loss == pytest.approx(expected_loss, rel=1e-5) and distance(found, expected) < 1e-4
 
 
-def test_the_three_views_of_a_problem() -> None:
+def shown(recipe: str, *verdicts: Verdict) -> list[dict[str, str]]:
+    """What each view of a recipe shows of each attempt at one problem, after its question."""
     prompt = Prompt("p", (Message("user", "374+806"),))
     privileged = Privileged(solution="1000+100+80+0", answer="1180")
     rollout = Rollout(prompt, (1,), (2,), (0.0,), 0, "stop", "")
-    group = Group(Problem(prompt, privileged), (rollout,), (Verdict("fail", 0.0),))
-    views = build(Recipe, load_recipe("avsd")).teacher.views
-    shown = {}
-    for name, view in views.items():
-        messages = view.messages(group, 0)
-        assert messages is not None
-        shown[name] = messages[-1].content
-    assert shown == {
-        "solution": "374+806 ref: 1000+100+80+0",
-        "partial": "374+806 ref: 1000+100",
-        "answer": "374+806 ref: 1180",
-    }
+    group = Group(Problem(prompt, privileged), (rollout,) * len(verdicts), verdicts)
+    views = build(Recipe, load_recipe(recipe)).teacher.views
+    of_each = [
+        {name: view.messages(group, index) for name, view in views.items()}
+        for index in range(len(verdicts))
+    ]
+    return [
+        {name: said[-1].content.removeprefix("374+806 ref: ") for name, said in of.items() if said}
+        for of in of_each
+    ]
+
+
+def test_the_three_views_of_a_problem() -> None:
+    expected = {"solution": "1000+100+80+0", "partial": "1000+100", "answer": "1180"}
+    assert shown("avsd", Verdict("fail", 0.0)) == [expected]
+
+
+def test_each_view_has_something_to_say_of_a_right_attempt_too() -> None:
+    """A token counts where every view of the mean is present, and graders praise nothing."""
+    told, praised = Verdict("fail", 0.0, "1000+100+80+0"), Verdict("pass", 1.0)
+    always = {"partial": "1000+100", "answer": "1180"}
+    assert shown("avsd_feedback", told, praised) == [
+        {**always, "feedback": "1000+100+80+0"},
+        {**always, "feedback": "1180"},
+    ]
+    loss = recipe_terms("avsd_feedback")["distil"].loss
+    assert set(loss.needed) == {"feedback", *always}

@@ -145,4 +145,6 @@ def test_factors_do_not_depend_on_micro_batches(
     rollouts = draw_trajectories()
     whole = update_of(tiny_model_dir, terms, rollouts)
     split = update_of(tiny_model_dir, terms, rollouts, tokens_per_batch=tokens_per_batch)
-    assert split[0] == pytest.approx(whole[0]) and distance(split[1], whole[1]) < 1e-5
+    # Gains and losses of tokens nearly cancel: 3e-4 is left of summands of up to 1.
+    assert split[0] == pytest.approx(whole[0], abs=1e-8)
+    assert distance(split[1], whole[1]) < 1e-5
