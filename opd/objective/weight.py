@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.config import part
+from opd.objective.sequence_loss import sequence_means
 from opd.objective.token_credit import mean_probability
 from opd.types import Batch, Scores, Seen, Tokens
 
@@ -281,10 +282,7 @@ class Agreement(UpdateWeight):
     def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
         seen = [teachers[view] for view in self.among]
         present = torch.stack([each.present for each in seen])
-        logprob = torch.stack([each.logprob for each in seen]) * present
-        count = present.sum(0)
-        mean = logprob.sum(0) / count.clamp(min=1)
-        squares = ((logprob - mean).square() * present).sum(0)
+        squares, count = about_mean(torch.stack([each.logprob for each in seen]), present)
         variance = squares / (count - 1).clamp(min=1)
         judged = variance[count > 1]
         if not len(judged):
@@ -292,6 +290,35 @@ class Agreement(UpdateWeight):
         usual = torch.quantile(judged, self.quantile).clamp(min=ROUNDING)
         distance = (variance / usual).clamp(max=self.largest)
         return (1 / (1 + self.strength * distance)).clamp(min=self.least)
+
+
+@part
+class SequenceAgreement(UpdateWeight):
+    """max(least, exp(-strength d)), d the variance of several views' mean log-probs of a response:
+    one weight for all of its tokens; 1 where fewer than two of the views are present. arXiv
+    2605.06597.
+
+    In a weighted mean over its own response it cancels, as it does in the authors' code. Average it
+    by `sequence`.
+    """
+
+    among: tuple[str, ...]
+    """Views."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Per squared nat."""
+    least: Annotated[float, Field(gt=0, le=1)] = 1e-6
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.among
+
+    def over_update(self, tokens: Tokens, teachers: Mapping[str, Seen]) -> Tensor:
+        seen = [teachers[view] for view in self.among]
+        thought = torch.stack([sequence_means(each.logprob, tokens) for each in seen])
+        present = torch.stack([sequence_means(each.present.float(), tokens) for each in seen]) > 0
+        squares, count = about_mean(thought, present)
+        distance = squares / count.clamp(min=1)
+        return (-self.strength * distance).exp().clamp(min=self.least)[tokens.sequence]
 
 
 @part
@@ -317,3 +344,11 @@ class MostUnsure(UpdateWeight):
         count = ceil(self.share * len(known) - ROUNDING)
         least = known.topk(count).values[-1]
         return ((seen.entropy >= least) & seen.present).to(seen.entropy.dtype)
+
+
+def about_mean(values: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Squares about the mean of those that are present, summed, and how many they are, `[n]` each,
+    from `[views, n]`."""
+    count = present.sum(0)
+    mean = (values * present).sum(0) / count.clamp(min=1)
+    return ((values - mean).square() * present).sum(0), count

@@ -14,7 +14,7 @@ from opd.objective.hidden_loss import HiddenSquares
 from opd.objective.loss import Contrast
 from opd.objective.schedule import Constant
 from opd.objective.term import Term
-from opd.objective.weight import Agreement
+from opd.objective.weight import Agreement, SequenceAgreement
 from opd.teacher.weights import EMA
 from opd.types import Seen
 from tests.batches import batch_of, seen_of
@@ -105,16 +105,21 @@ def test_the_teacher_moves_every_ten_steps(tiny_model_dir: Path) -> None:
     assert seen == pytest.approx([1.0] * 9 + [1.02])
 
 
-def test_contexts_that_agree_and_no_extras_are_plain_distillation(tiny_model_dir: Path) -> None:
-    terms = recipe_terms("unisd")
+@pytest.mark.parametrize("recipe", ["unisd", "unisd_sequence"])
+def test_contexts_that_agree_and_no_extras_are_plain_distillation(
+    tiny_model_dir: Path, recipe: str
+) -> None:
+    terms = recipe_terms(recipe)
     distil = terms["distil"]
+    weight = distil.weights[0]
+    assert isinstance(weight, Agreement | SequenceAgreement)
     views = ("first", "second", "third", "failure")
     trajectories = [
         replace(t, views={**t.views, **dict.fromkeys(views, (7, 8, 9))})
         for t in draw_trajectories()
     ]
     off = {name: replace(term, coefficient=Constant(value=0.0)) for name, term in terms.items()}
-    alike = {**off, "distil": replace(distil, weights=(Agreement(among=views[:3], strength=1.0),))}
+    alike = {**off, "distil": replace(distil, weights=(replace(weight, strength=1.0),))}
     plain = {"distil": Term(loss=distil.loss, average="sequence")}
     found = [update_of(tiny_model_dir, each, trajectories) for each in (alike, plain, terms)]
     # Equal contexts differ by rounding.
@@ -132,3 +137,48 @@ def test_a_view_that_is_absent_leaves_the_others_to_agree() -> None:
     # The variance of two values 1 apart, over 0.95 of itself.
     expected = 1 / (1 + 0.5 / (0.95 * 0.5))
     assert weight.over_update(batch_of([2]), seen).tolist() == pytest.approx([expected, 1.0])
+
+
+def agreement_of_responses(lengths: list[int], *thought: list[float], **changes: float) -> Tensor:
+    """The weights that `unisd_sequence` has for what three contexts think of each token."""
+    weight = recipe_terms("unisd_sequence")["distil"].weights[0]
+    assert isinstance(weight, SequenceAgreement) and weight.strength == 1.0
+    seen = {view: seen_of(row) for view, row in zip(weight.among, thought, strict=True)}
+    return replace(weight, **changes).over_update(batch_of(lengths), seen)
+
+
+def test_a_response_on_which_contexts_disagree_weighs_less() -> None:
+    """Means of -1.5, -1.75 and -1.25, of variance 1/24, and one that all three share."""
+    thought = ([-1.0, -2.0, -2.0], [-1.5, -2.0, -2.0], [-0.5, -2.0, -2.0])
+    found = agreement_of_responses([2, 1], *thought)
+    assert found.tolist() == pytest.approx([0.959189, 0.959189, 1.0], abs=1e-6)
+    distance = -agreement_of_responses([2, 1], *thought).log()
+    assert distance.tolist() == pytest.approx([0.041667, 0.041667, 0.0], abs=1e-6)
+    assert agreement_of_responses([2, 1], *thought, strength=0.0).tolist() == [1.0] * 3
+    floor = agreement_of_responses([1], [-1.0], [-9.0], [-50.0])
+    assert floor.tolist() == pytest.approx([1e-6])
+
+
+def test_one_weight_a_response_counts_beside_others_and_cancels_in_its_own_mean() -> None:
+    losses, weights = torch.tensor([0.3, 0.1, 0.5]), torch.tensor([0.5, 0.5, 1.0])
+    batch, terms = batch_of([2, 1]), recipe_terms("unisd_sequence")
+
+    def value(term: Term) -> float:
+        found = term.numerator(losses, weights, batch, 8) / term.mass(weights, batch, 8)
+        return found.item()
+
+    # Half of the first response's 0.2, and 0.5.
+    assert value(terms["distil"]) == pytest.approx((0.1 + 0.5) / 2)
+    assert value(recipe_terms("unisd")["distil"]) == pytest.approx((0.2 + 0.5) / 2)
+
+
+def test_a_response_that_one_context_sees_keeps_its_weight() -> None:
+    weight = SequenceAgreement(among=("first", "second"))
+    here = torch.ones(2, dtype=torch.bool)
+    seen = {
+        "first": Seen(torch.tensor([-1.0, -2.0]), torch.zeros(2), here),
+        "second": Seen(torch.tensor([-9.0, -4.0]), torch.zeros(2), torch.tensor([False, True])),
+    }
+    # -2 and -4 lie 1 from their mean.
+    expected = [1.0, torch.tensor(-1.0).exp().item()]
+    assert weight.over_update(batch_of([1, 1]), seen).tolist() == pytest.approx(expected)
