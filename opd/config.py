@@ -47,9 +47,6 @@ RECIPES = PACKAGED_RECIPES if PACKAGED_RECIPES.is_dir() else ROOT / "recipes"
 
 LISTED = 12
 
-MOST_BASES = 2
-"""A variant stands over its method, a method over what several share; more is hard to follow."""
-
 FIXES = {
     "bool_type": "; write true or false",
     "string_type": "; put it in quotes",
@@ -75,23 +72,25 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> dict[str, object]:
 
     Mappings merge only while `name` is unchanged; a null drops an entry of a map of parts.
     """
-    tree = over_bases(recipe_path(name), MOST_BASES)
+    tree = over_bases(recipe_path(name))
     for override in overrides:
         tree = merged(tree, parse_override(override))
     return cast("dict[str, object]", tree)
 
 
-def over_bases(path: Path, left: int) -> object:
-    """The tree of a file over the base that it names, which may have one too while `left` lasts."""
+def over_bases(path: Path, above: tuple[Path, ...] = ()) -> object:
+    """The tree of a file over the base that it names, which may have one too; `above` are the files
+    that stand over it."""
+    if path.resolve() in above:
+        raise RecipeError(
+            f"{path}: base: it is the base of a recipe that it stands over; let one of them go "
+            "without"
+        )
     tree = read_recipe(path)
     if "base" not in tree:
         return tree
-    if not left:
-        raise RecipeError(
-            f"{path}: it is the base of a base, so it may have none itself; merge it with its own"
-        )
     base = recipe_path(str(tree.pop("base")), beside=path.parent)
-    return merged(over_bases(base, left - 1), tree)
+    return merged(over_bases(base, (*above, path.resolve())), tree)
 
 
 def recipe_path(name: str, beside: Path | None = None) -> Path:
