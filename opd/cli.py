@@ -176,10 +176,13 @@ def run_sample(options: argparse.Namespace) -> int:
 
 def run_score(options: argparse.Namespace) -> int:
     from opd.stored import score
+    from opd.teacher.recording import Recording
 
     recipe = recipe_of(options)
     written = score(recipe, options.rollouts, options.to, options.form, options.size)
     print(f"{written} scored rollouts in {options.to}")
+    for view, weights in Recording.open(options.to).heading.teachers.items():
+        print(f"{view}: scored by {weights}")
     return 0
 
 

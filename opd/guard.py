@@ -43,7 +43,10 @@ class Limit:
         """What the bounds are of."""
         if self.against == "nothing":
             return value
-        return value - earlier if self.against == "difference" else value / max(earlier, 1e-12)
+        if self.against == "difference":
+            return value - earlier
+        # 0 has stayed what it was.
+        return 1.0 if value == earlier else value / max(earlier, 1e-12)
 
     def kept(self, earlier: float, value: float) -> float:
         """The reading that the next one is compared with."""

@@ -20,7 +20,6 @@ from opd.learner.model import save_causal
 from opd.parts import observe, tell
 from opd.recipe import Recipe
 from opd.record import as_one, record_rollouts, record_step
-from opd.rows import replace_file
 from opd.run import Run, open_run
 from opd.screen import Screen
 from opd.step import (
@@ -35,7 +34,7 @@ from opd.step import (
     scored_batches,
     shares,
 )
-from opd.teacher.recording import TAUGHT_BY
+from opd.teacher.recording import note_imitated
 from opd.watch import heed, readings
 
 
@@ -161,7 +160,6 @@ def close(run: Run) -> Mapping[str, Any]:
     if run.accelerator.is_main_process:
         save_causal(run.learner.model, output / "model")
         run.chat.tokenizer.save_pretrained(output / "model")
-        if authors := recipe.source.authors():
-            replace_file(output / "model" / TAUGHT_BY, json.dumps(sorted(authors)))
+        note_imitated(output / "model", recipe.model.path, recipe.source.authors())
         run.log.summary(summary)
     return summary

@@ -180,9 +180,15 @@ class Scores:
         if self.known is not None:
             return self.known
         here = self.present
-        found = self.head.score(self.hidden[here], self.target_ids[here], self.temperature)
-        logprob, entropy = (v.new_zeros(here.shape).masked_scatter(here, v) for v in found)
-        return (logprob if self.spans is None else logprob + self.spans.others), entropy
+        logprob, entropy = (v.new_zeros(len(here)).masked_scatter(here, v) for v in self.at(here))
+        return logprob, entropy
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies `[n]` of some of the tokens of which a hidden state is there,
+        `index` their places or a mask: nothing else is computed."""
+        hidden, ids = self.hidden[index], self.target_ids[index]
+        logprob, entropy = self.head.score(hidden, ids, self.temperature)
+        return (logprob if self.spans is None else logprob + self.spans.others[index]), entropy
 
     def rows(self, index: Tensor | slice = slice(None)) -> Seen:
         """Of some of the tokens, or of all; all are computed first, and once."""

@@ -34,8 +34,8 @@ def heed(run: Run, numbers: Mapping[str, float], *, measured: bool) -> bool:
             f"from {', '.join(sorted({*numbers, *readings(run.progress.before.values())}))}"
         )
         # What is of a term or a view may be reported once it is active or present.
-        about = guard.limits[name].metric.rpartition("/")[2]
-        may_come = about in run.recipe.terms or about in run.recipe.teacher.views
+        about = guard.limits[name].metric.split("/")
+        may_come = not {*run.recipe.terms, *run.recipe.teacher.views}.isdisjoint(about)
         if guard.limits[name].then != "warn" and not may_come:
             raise RecipeError(sentence)
         run.log.warn(1, sentence)

@@ -16,6 +16,9 @@ from opd.learner.rows import Rows
 from opd.types import Batch, Scores
 
 QUARTERS = 4
+EVERY = 16
+"""Of a view whose rows no loss has read whole, one in so many tokens is compared with the student:
+a product with the head for each would cost as much as a loss."""
 
 
 def over_ranks(totals: Mapping[str, float]) -> dict[str, float]:
@@ -45,7 +48,8 @@ def observe(
     rows: Rows, batch: Batch, scores: Mapping[str, Scores], totals: dict[str, float]
 ) -> None:
     """Add entropy, sampler mismatch and the teachers' gaps on the taken tokens to `totals`, the
-    gaps also for each quarter of the responses."""
+    gaps also for each quarter of the responses; those of another tokenizer's spans on the whole
+    spans."""
     add = partial(add_mean, totals)
     logprob, quarter = rows.logprob, quarters(batch)
     add("entropy", rows.entropy)
@@ -56,17 +60,38 @@ def observe(
     totals["max:mismatch/max"] = max(totals["max:mismatch/max"], largest)
     for view, seen in scores.items():
         add(f"teacher_present/{view}", seen.present.float())
+        known = compared(view, seen, rows)
         if view in rows.teachers:
-            (taken, entropy), known = rows.teachers[view], seen.present & rows.counts
+            taken, entropy = (column[known] for column in rows.teachers[view])
         elif seen.is_scored:
-            taken, entropy, known = seen.logprob, seen.entropy, seen.present
+            taken, entropy = seen.logprob[known], seen.entropy[known]
         else:
-            continue
-        add(f"teacher_gap/{view}", (taken - logprob)[known])
+            taken, entropy = seen.at(known)
+        gap = taken - over_spans(logprob, seen)[known]
+        add(f"teacher_gap/{view}", gap)
         for number in range(QUARTERS):
-            here = known & (quarter == number)
-            add(f"teacher_gap_by_quarter/{view}/{number + 1}", (taken - logprob)[here])
-        add(f"teacher_entropy/{view}", entropy[known])
+            in_quarter = gap[quarter[known] == number]
+            add(f"teacher_gap_by_quarter/{view}/{number + 1}", in_quarter)
+        add(f"teacher_entropy/{view}", entropy)
+
+
+def compared(view: str, seen: Scores, rows: Rows) -> Tensor:
+    """Places of the tokens at which a view is compared with the student."""
+    known = seen.present if seen.spans is None else seen.present & (seen.spans.length > 0)
+    if view in rows.teachers:
+        known = known & rows.counts
+    places = known.nonzero().squeeze(-1)
+    return places if view in rows.teachers or seen.is_scored else places[::EVERY]
+
+
+def over_spans(logprob: Tensor, seen: Scores) -> Tensor:
+    """`[N]` the student's log-probs; where a teacher's spans end, of the whole span."""
+    if seen.spans is None:
+        return logprob
+    total = logprob.double().cumsum(0)
+    before = torch.arange(len(total), device=total.device) - seen.spans.length
+    start = total[before.clamp(min=0)].masked_fill(before < 0, 0.0)
+    return (total - start).to(logprob.dtype)
 
 
 def quarters(batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.objective.divergence import Divergence
+from opd.types import Observed
 
 Clip = Literal["none", "token_scale", "token_cap", "entry_nonneg", "entry_raw"]
 """`token_scale` (ours, the one to prefer) shrinks a token's loss to the bound and keeps the
@@ -22,25 +23,33 @@ direction of its gradient; `token_cap` (arXiv 2605.06597) drops the gradient bey
 
 def clipped(
     divergence: Divergence, student: Tensor, target: Tensor, clip: Clip, clip_at: float
-) -> tuple[Tensor, Tensor]:
-    """The clipped divergence `[n]` from log-probs `[n, K]`, and the detached share `[n]` of it that
-    the clip touched: of a row's entries, or 0 or 1 where the clip acts on whole rows."""
-    if clip == "entry_raw":
-        return _capped_entries(divergence.entries(student, target), clip_at)
-    if clip == "entry_nonneg":
-        return _capped_entries(divergence.nonnegative_entries(student, target), clip_at)
-    return clipped_rows(divergence(student, target), clip, clip_at)
+) -> tuple[Tensor, Observed]:
+    """The clipped divergence `[n]` from log-probs `[n, K]`, and metrics `[n]` of a clip: the share
+    `clipped` of a row's entries, or 0 or 1 of a whole row; where it acts on entries also the nats
+    that it `cut` off, and how many of them off entries that the teacher wants raised."""
+    if clip not in ("entry_raw", "entry_nonneg"):
+        return clipped_rows(divergence(student, target), clip, clip_at)
+    entries = divergence.entries if clip == "entry_raw" else divergence.nonnegative_entries
+    found = entries(student, target)
+    cut = (found.detach() - clip_at).clamp(min=0)
+    raised = cut.masked_fill(target <= student, 0.0)
+    return found.clamp(max=clip_at).sum(-1), {
+        "clipped": (cut > 0).float().mean(-1),
+        "cut": cut.sum(-1),
+        "cut_of_raised": raised.sum(-1),
+    }
 
 
-def clipped_rows(distance: Tensor, clip: Clip, clip_at: float) -> tuple[Tensor, Tensor]:
+def clipped_rows(distance: Tensor, clip: Clip, clip_at: float) -> tuple[Tensor, Observed]:
     """What `clipped` makes of divergences `[n]`, for the clips that act on whole rows."""
     size = distance.detach()
     over = size > clip_at
     if clip == "token_cap":
-        return distance.clamp(max=clip_at), over.float()
+        return distance.clamp(max=clip_at), {"clipped": over.float()}
     if clip == "token_scale":
-        return distance * torch.where(over, clip_at / size, 1.0), over.float()
-    return distance, torch.zeros_like(size)
+        shrunk = distance * torch.where(over, clip_at / size, 1.0)
+        return shrunk, {"clipped": over.float()}
+    return distance, {}
 
 
 def surrogate(
@@ -51,7 +60,3 @@ def surrogate(
     free = ratio * advantage
     bounded = ratio.clamp(1 - low, 1 + high) * advantage
     return -torch.minimum(free, bounded), {"clipped": (bounded < free).detach().float()}
-
-
-def _capped_entries(entries: Tensor, clip_at: float) -> tuple[Tensor, Tensor]:
-    return entries.clamp(max=clip_at).sum(-1), (entries.detach() > clip_at).float().mean(-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -189,11 +189,11 @@ class Distill(RowLoss):
     ) -> tuple[Tensor, Observed]:
         target, observed = side_of(self.target, student, teachers, target_ids, self.temperature)
         compared = self.support(student, target, self.temperature)
-        loss, share = clipped(self.divergence, *compared, self.clip, self.clip_at)
+        loss, bounds = clipped(self.divergence, *compared, self.clip, self.clip_at)
         if self.correction is not None:
             logprob = taken(student.measured(self.temperature), target_ids)
             loss = loss * self.correction(logprob, sampled_logprob)
-        return loss, {**observed, **self._observed(share)}
+        return loss, {**observed, **bounds}
 
     @property
     def comparison(self) -> Comparison | None:
@@ -206,13 +206,10 @@ class Distill(RowLoss):
     def _of_distance(
         self, distance: Tensor, logprob: Tensor, sampled_logprob: Tensor
     ) -> tuple[Tensor, Observed]:
-        loss, share = clipped_rows(distance, self.clip, self.clip_at)
+        loss, observed = clipped_rows(distance, self.clip, self.clip_at)
         if self.correction is not None:
             loss = loss * self.correction(logprob, sampled_logprob)
-        return loss, self._observed(share)
-
-    def _observed(self, share: Tensor) -> Observed:
-        return {"clipped": share} if self.clip != "none" else {}
+        return loss, observed
 
 
 @part
@@ -438,3 +435,47 @@ class PolicyGradient(TokenLoss):
         if self.correction is not None:
             loss = loss * self.correction(logprob, batch.sampled_logprob)
         return loss, observed
+
+
+@part
+class TokenCorrected(TokenLoss):
+    """w l: a loss in which the policy before the step's first update stands for the one that
+    sampled, and a factor w, the former over the sampling probability, for what really did. As TRL
+    and verl have it; Corrected has a factor for a whole sequence.
+
+    Where a step makes one update, that policy is the trained one. Tokens that were written down
+    count as drawn by it.
+    """
+
+    loss: TokenLoss
+    correction: Correction
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.loss.views
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return self.loss.needed
+
+    @property
+    def needs_earlier(self) -> bool:
+        return True
+
+    def tokens(
+        self, logprob: Tensor, batch: Tokens, teachers: Mapping[str, Seen]
+    ) -> tuple[Tensor, Observed]:
+        own, apart = before_updates(logprob, batch)
+        factor = self.correction(apart, torch.zeros_like(apart))
+        loss, observed = self.loss.tokens(logprob, own, teachers)
+        return loss * factor, {**observed, "factor": factor}
+
+
+def before_updates(logprob: Tensor, batch: Tokens) -> tuple[Tokens, Tensor]:
+    """Tokens as if the policy before the step's first update had drawn them, and by how much its
+    log-probs exceed the sampler's, `[n]` nats, 0 of tokens that were written down; from the trained
+    policy's `[n]`, which it is where nothing else is known."""
+    known = batch.earlier_logprob
+    earlier = torch.where(known.isnan(), logprob.detach(), known)
+    apart = (earlier - batch.sampled_logprob).nan_to_num(0.0)
+    return replace(batch, sampled_logprob=earlier), apart

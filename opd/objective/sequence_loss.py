@@ -6,7 +6,6 @@ Legend: `n` counted tokens, `S` sequences; a sequence that has no counted token 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import log
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -18,7 +17,14 @@ from torch.nn.functional import logsigmoid
 from opd.config import part
 from opd.objective.clip import surrogate
 from opd.objective.correction import Correction, ratio
-from opd.objective.loss import Observed, PolicyGradient, RowLoss, SequenceLoss, TokenLoss
+from opd.objective.loss import (
+    Observed,
+    PolicyGradient,
+    RowLoss,
+    SequenceLoss,
+    TokenLoss,
+    before_updates,
+)
 from opd.types import Seen, Tokens
 
 Changed = TypeVar("Changed", bound=RowLoss | TokenLoss)
@@ -232,9 +238,9 @@ class PassedBack(OfAnother[RowLoss]):
 @part
 class Corrected(OfAnother[TokenLoss]):
     """w l: a loss of tokens in which the policy before the step's first update stands for the one
-    that sampled, and a factor w for what really did: the former over the sampling probability, of
-    a token, or of a sequence as its tokens' product or that product's geometric mean. As TRL and
-    verl have it.
+    that sampled, and a factor w for what really did: the former over the sampling probability of a
+    whole sequence, its tokens' product or that product's geometric mean. As TRL and verl have it;
+    TokenCorrected has a factor for each token.
 
     Where a step makes one update, that policy is the trained one. Tokens that were written down
     leave the factor as it is.
@@ -242,7 +248,7 @@ class Corrected(OfAnother[TokenLoss]):
 
     loss: TokenLoss
     correction: Correction
-    of: Literal["token", "product", "mean"] = "product"
+    of: Literal["product", "mean"] = "product"
 
     @property
     def needs_sampler(self) -> bool:
@@ -256,20 +262,12 @@ class Corrected(OfAnother[TokenLoss]):
     def sequences(
         self, values: Tensor, tokens: Tokens, teachers: Mapping[str, Seen]
     ) -> tuple[Tensor, Observed]:
-        known = tokens.earlier_logprob
-        earlier = torch.where(known.isnan(), values.detach(), known)
-        apart = self.joined((earlier - tokens.sampled_logprob).nan_to_num(0.0), tokens)
-        factor = self.correction(apart, torch.zeros_like(apart))
-        own = replace(tokens, sampled_logprob=earlier)
+        own, apart = before_updates(values, tokens)
+        joined = sequence_sums if self.of == "product" else sequence_means
+        log_ratio = joined(apart, tokens)[tokens.sequence]
+        factor = self.correction(log_ratio, torch.zeros_like(log_ratio))
         per_token, observed = self.loss.tokens(values, own, teachers)
         return per_token * factor, {**observed, "factor": factor}
-
-    def joined(self, log_ratio: Tensor, tokens: Tokens) -> Tensor:
-        """`[n]` log-ratios of what has one factor, from those of the tokens `[n]`."""
-        if self.of == "token":
-            return log_ratio
-        reduce = sequence_sums if self.of == "product" else sequence_means
-        return reduce(log_ratio, tokens)[tokens.sequence]
 
 
 @part

@@ -25,7 +25,7 @@ from opd.errors import DataError
 from opd.head import log_softmax
 from opd.learner.batch import Ids
 from opd.learner.learner import Learner
-from opd.learner.model import head_of
+from opd.learner.model import head_of, weights_id
 from opd.objective.loss import Distill, HiddenLoss, Loss, RowLoss, SequenceLoss
 from opd.objective.support import TopK
 from opd.privileged import Trajectory
@@ -187,9 +187,16 @@ class Recording:
                 start = place.stop
         return cls(folder, heading, places)
 
-    def check(self, learner: Learner) -> None:
-        """Raise DataError when the run's chat, temperature or losses do not fit the scores."""
-        model = learner.recipe
+    def check(self, learner: Learner, scored_by: str | None = None) -> None:
+        """Raise DataError when the run's chat, temperature or losses do not fit the scores, or
+        other weights have given them than those with the hash `scored_by`."""
+        model, teachers = learner.recipe, self.heading.teachers
+        if scored_by is not None and {scored_by} != set(teachers.values()):
+            found = ", ".join(f"{view} by {weights}" for view, weights in teachers.items())
+            raise DataError(
+                f"{self.folder}: teacher.weights.scored_by is {scored_by}, but it holds scores of "
+                f"{found}; score again or correct it"
+            )
         chat = Chat.open(locate(model.path), model.thinking)
         if chat.fingerprint != self.heading.chat:
             raise DataError(
@@ -314,14 +321,25 @@ class Recording:
         return place
 
 
+def imitated(student: str) -> set[str]:
+    """Hashes of the weights whose responses the model at that path has imitated."""
+    path = Path(locate(student)) / TAUGHT_BY
+    return set(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else set()
+
+
+def note_imitated(folder: Path, student: str, authors: frozenset[str]) -> None:
+    """Note beside the weights in `folder`, which `student` has become, whose responses they have
+    imitated: those of `authors` but for its own, and what it had imitated before."""
+    others = authors - {weights_id(student)} if authors else authors
+    if known := others | imitated(student):
+        replace_file(folder / TAUGHT_BY, json.dumps(sorted(known)))
+
+
 def warn_of_another_teacher(student: str, heading: Heading) -> None:
     """Say so when the student has imitated other models than the one that scored: what the two
     disagree about pulls on every step (arXiv 2604.13010)."""
-    path = Path(locate(student)) / TAUGHT_BY
-    if not path.exists():
-        return
-    others = set(heading.teachers.values()) - set(json.loads(path.read_text(encoding="utf-8")))
-    if others:
+    known = imitated(student)
+    if known and set(heading.teachers.values()) - known:
         logger.warning(
             "%s: it has imitated responses of other weights than those that scored; score with the "
             "model that wrote them, or imitate this one first",

@@ -252,6 +252,21 @@ class Answer(Shown):
 
 
 @part
+class Demonstration(Shown):
+    """A whole response that an expert wrote, as the student would have to write it. arXiv
+    2601.19897; the wording is ours."""
+
+    mark: ClassVar[str] = "demonstration"
+    template: str = (
+        "$question\n\nAn expert's response, for your eyes only:\n$demonstration\n\n"
+        "Learn from it, then answer in your own way."
+    )
+
+    def text(self, group: Group, index: int, reveal: float) -> str:
+        return privileged_text(group, "demonstration")
+
+
+@part
 class Sibling(Shown):
     """Another rollout of the group that succeeded, or failed, without its reasoning tags.
 
@@ -271,8 +286,12 @@ class Sibling(Shown):
     """As they were sampled, or by tokens."""
     number: Annotated[int, Field(gt=0)] = 1
     """Which of them; views of several numbers show several siblings."""
+    shown_for: Literal["all", "failures"] = "all"
+    """Which rollouts it is shown for. Scoring successes is for nothing where they weigh nothing."""
 
     def text(self, group: Group, index: int, reveal: float) -> str | None:
+        if self.shown_for == "failures" and group.verdicts[index].success:
+            return None
         others = [
             rollout
             for other, (rollout, verdict) in enumerate(

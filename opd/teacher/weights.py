@@ -236,6 +236,8 @@ class Cached(TeacherWeights):
     can_write: ClassVar[bool] = False
     path: str
     """The recording's folder."""
+    scored_by: str | None = None
+    """A hash, as `opd score` prints it, of the weights that must have scored; null takes any."""
     opened: Recording = field(init=False, repr=False, compare=False)
 
     @property
@@ -250,7 +252,7 @@ class Cached(TeacherWeights):
 
     def setup(self, learner: Learner) -> None:
         self.opened = Recording.open(Path(self.path))
-        self.opened.check(learner)
+        self.opened.check(learner, self.scored_by)
 
     def scoring(self, learner: Learner) -> AbstractContextManager[Causal]:
         raise AssertionError("what is recorded needs no model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,13 +92,14 @@ def test_equal_views_are_one_view(tiny_model_dir: Path) -> None:
     assert loss == pytest.approx(expected_loss, rel=1e-5) and distance(found, expected) < 1e-4
 
 
-def shown(recipe: str, *verdicts: Verdict) -> list[dict[str, str]]:
+def shown(recipe: str, *verdicts: Verdict, changes: Sequence[str] = ()) -> list[dict[str, str]]:
     """What each view of a recipe shows of each attempt at one problem, after its question."""
     prompt = Prompt("p", (Message("user", "374+806"),))
-    privileged = Privileged(solution="1000+100+80+0", answer="1180")
+    solution, answer = "1000+100+80+0", "1180"
+    privileged = Privileged(solution, answer, f"{solution};#{answer}")
     rollout = Rollout(prompt, (1,), (2,), (0.0,), 0, "stop", "")
     group = Group(Problem(prompt, privileged), (rollout,) * len(verdicts), verdicts)
-    views = build(Recipe, load_recipe(recipe)).teacher.views
+    views = build(Recipe, load_recipe(recipe, changes)).teacher.views
     of_each = [
         {name: view.messages(group, index) for name, view in views.items()}
         for index in range(len(verdicts))
@@ -123,3 +125,28 @@ def test_each_view_has_something_to_say_of_a_right_attempt_too() -> None:
     ]
     loss = recipe_terms("avsd_feedback")["distil"].loss
     assert set(loss.needed) == {"feedback", *always}
+
+
+def test_solution_part_answer_demonstration_and_feedback_in_one_mean(tiny_model_dir: Path) -> None:
+    changes = (
+        "teacher.views.solution={name: Solution, template: '$question ref: $solution'}",
+        "teacher.views.demonstration={name: Demonstration, "
+        "template: '$question ref: $demonstration'}",
+        "terms.distil.loss.target.views=[solution, partial, answer, demonstration, feedback]",
+    )
+    (seen,) = shown("avsd_feedback", Verdict("fail", 0.0, "wrong"), changes=changes)
+    assert seen == {
+        "solution": "1000+100+80+0",
+        "partial": "1000+100",
+        "answer": "1180",
+        "demonstration": "1000+100+80+0;#1180",
+        "feedback": "wrong",
+    }
+    terms = recipe_terms("avsd_feedback", *changes)
+    trajectories = [
+        replace(each, views={name: (place, 8, 9) for place, name in enumerate(seen)})
+        for each in draw_trajectories()
+    ]
+    loss, found = update_of(tiny_model_dir, terms, trajectories)
+    part_loss, part = update_of(tiny_model_dir, recipe_terms("avsd_feedback"), trajectories)
+    assert loss > 0 and part_loss > 0 and distance(found, part) > 1e-2

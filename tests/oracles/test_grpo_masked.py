@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd.config import load_recipe
 from opd.objective.correction import Correction, MaskedImportance, TruncatedImportance
-from opd.objective.loss import PolicyGradient
+from opd.objective.loss import PolicyGradient, TokenCorrected
 from opd.objective.sequence_loss import Corrected
 from opd.types import Observed, Seen, Tokens
 from tests.batches import batch_of
@@ -23,12 +23,13 @@ from tests.students import distance, draw_trajectories, recipe_terms, update_of
 TRAINED, SAMPLING = torch.tensor([-1.0, -0.5, -2.0]), torch.tensor([-1.2, -0.4, -3.5])
 
 
-def pulls(loss: Corrected) -> list[float]:
+def pulls(loss: Corrected | TokenCorrected) -> list[float]:
     """What pulls at the three tokens of a response of advantage 1, and at one as it was drawn."""
     leaf = torch.cat([TRAINED, torch.tensor([-1.0])]).requires_grad_()
     sampled = torch.cat([SAMPLING, torch.tensor([-1.0])])
     batch = batch_of([3, 1], advantage=[1.0, 1.0], sampled_logprob=sampled)
-    value, observed = loss.sequences(leaf, batch, {})
+    compute = loss.sequences if isinstance(loss, Corrected) else loss.tokens
+    value, observed = compute(leaf, batch, {})
     value.sum().backward()
     assert leaf.grad is not None and not observed["factor"].requires_grad
     return (-leaf.grad).tolist()
@@ -59,7 +60,7 @@ def test_one_factor_a_response(correction: Correction, of: str, factor: float) -
     ],
 )
 def test_one_factor_a_token(correction: Correction, factors: tuple[float, ...]) -> None:
-    loss = Corrected(loss=PolicyGradient(), correction=correction, of="token")
+    loss = TokenCorrected(loss=PolicyGradient(), correction=correction)
     assert pulls(loss) == pytest.approx([*factors, 1.0], abs=1e-6)
 
 
@@ -74,12 +75,9 @@ def test_three_policies(ratio: float, advantage: float, surrogate: float, slope:
     batch = batch_of(
         [3], advantage=[advantage], sampled_logprob=SAMPLING, earlier_logprob=TRAINED.clone()
     )
-    loss = Corrected(
-        loss=PolicyGradient(clip_low=0.2, clip_high=0.28),
-        correction=TruncatedImportance(cap=2.0),
-        of="token",
-    )
-    value, _ = loss.sequences(logprob, batch, {})
+    loss = recipe_terms("srpo")["reinforce"].loss
+    assert isinstance(loss, TokenCorrected)
+    value, _ = loss.tokens(logprob, batch, {})
     value.sum().backward()
     assert logprob.grad is not None
     factors = torch.tensor([1.221403, 0.904837, 2.0])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from opd.config import build, load_recipe
+from opd.config import ROOT, build, load_recipe
 from opd.learner.batch import build_context
 from opd.objective.logits import Logits
 from opd.objective.loss import Distill
@@ -72,3 +75,20 @@ def test_the_teacher_stays_unless_it_is_told_to_follow() -> None:
     assert isinstance(RECIPE.teacher.weights, Frozen)
     told = build(Recipe, load_recipe("sdzero", ["teacher.weights={name: Periodic, every: 25}"]))
     assert told.teacher.weights == Periodic(every=25) and told.steps > 25
+
+
+def test_the_script_names_what_is_there() -> None:
+    """What one of its commands leaves behind is where the next one looks for it."""
+    script = (ROOT / "scripts" / "sd_zero.sh").read_text()
+    revise, teach = (load_recipe(name) for name in ("sdzero_revise", "sdzero"))
+    own = re.findall(r"^own=(\S+)$", script, re.MULTILINE)
+    assert "opd sample grpo" in script and '--to "$own"' in script
+    assert own == list({side[read]["path"] for side in sides(revise) for read in ("of", "answers")})
+    steps = re.findall(r"^opd train (\w+)", script, re.MULTILINE)
+    assert steps == ["sdzero_revise", "sdzero"]
+    assert teach["model"] == {"path": f"{revise['output']}/model"}
+
+
+def sides(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The two sources of which one makes one stage."""
+    return [recipe["source"][name] for name in ("first", "second")]

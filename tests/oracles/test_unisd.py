@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opd.objective.clip import clipped_rows
 from opd.objective.hidden_loss import HiddenSquares
-from opd.objective.loss import Contrast
+from opd.objective.loss import Contrast, Distill
 from opd.objective.schedule import Constant
 from opd.objective.term import Term
 from opd.objective.weight import Agreement, SequenceAgreement
@@ -84,7 +84,9 @@ def test_feature_matching_and_the_clip_of_whole_tokens() -> None:
     hidden = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     squares, _ = loss.states(hidden, batch_of([1]), {"solution": torch.ones(1, 4)})
     assert squares.item() == pytest.approx(3.5)
-    capped, _ = clipped_rows(torch.tensor([0.2, 12.0]), "token_cap", 10.0)
+    distil = recipe_terms("unisd_clipped")["distil"].loss
+    assert isinstance(distil, Distill)
+    capped, _ = clipped_rows(torch.tensor([0.2, 12.0]), distil.clip, distil.clip_at)
     assert capped.mean().item() == pytest.approx(5.1)
 
 

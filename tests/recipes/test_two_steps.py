@@ -125,4 +125,12 @@ def trains(arguments: list[str], output: Path) -> list[dict]:
     assert math.isfinite(summary["held_out"]["after"])
     assert (output / "model" / "model.safetensors").exists()
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "update"]
+    updates = [row for row in rows if row["kind"] == "update"]
+    for row in updates:
+        measured = row["metrics"]
+        for key, share in measured.items():
+            kind, _, view = key.partition("/")
+            if kind == "teacher_present" and share:
+                assert f"teacher_gap/{view}" in measured, f"nothing tells how far {view} is"
+                assert f"teacher_entropy/{view}" in measured
+    return updates

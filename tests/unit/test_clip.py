@@ -17,10 +17,11 @@ STUDENT, TEACHER = (0.4, 0.4, 0.2), (0.7, 0.2, 0.1)
 def value_gradient_share(clip: Clip, clip_at: float) -> tuple[float, list[float], float]:
     logits = torch.tensor([STUDENT]).log().requires_grad_()
     target = torch.tensor([TEACHER]).log()
-    value, share = clipped(ForwardKL(), logits.log_softmax(-1), target, clip, clip_at)
+    value, observed = clipped(ForwardKL(), logits.log_softmax(-1), target, clip, clip_at)
     value.sum().backward()
-    assert logits.grad is not None
-    return value.item(), logits.grad[0].tolist(), share.item()
+    assert logits.grad is not None and not any(each.requires_grad for each in observed.values())
+    share = observed["clipped"].item() if clip != "none" else 0.0
+    return value.item(), logits.grad[0].tolist(), share
 
 
 @pytest.mark.parametrize(
@@ -49,11 +50,23 @@ def test_value_gradient_and_share(
 def test_equal_rows_give_zero_and_no_gradient(clip: Clip) -> None:
     logits = torch.tensor([TEACHER]).log().requires_grad_()
     target = logits.detach().log_softmax(-1)
-    value, share = clipped(ForwardKL(), logits.log_softmax(-1), target, clip, 0.05)
+    value, observed = clipped(ForwardKL(), logits.log_softmax(-1), target, clip, 0.05)
     value.sum().backward()
     assert logits.grad is not None
-    assert abs(value.item()) < 1e-6 and share.item() == 0
+    assert abs(value.item()) < 1e-6 and all(each.item() == 0 for each in observed.values())
     assert logits.grad.abs().max() < 1e-6
+
+
+def test_what_a_clip_of_entries_cuts_off() -> None:
+    """Of raw entries the one that the teacher wants raised, 0.7 log(0.7 / 0.4) = 0.391731; made
+    non-negative also one that it wants lowered: 0.091731, and 0.2 log 0.5 + 0.2 = 0.061371."""
+    student, target = torch.tensor([STUDENT]).log(), torch.tensor([TEACHER]).log()
+    _, raw = clipped(ForwardKL(), student, target, "entry_raw", 0.05)
+    assert raw["cut"].item() == pytest.approx(0.341731, abs=1e-6)
+    assert raw["cut_of_raised"].item() == pytest.approx(0.341731, abs=1e-6)
+    _, mended = clipped(ForwardKL(), student, target, "entry_nonneg", 0.05)
+    assert mended["cut"].item() == pytest.approx(0.041731 + 0.011371, abs=1e-6)
+    assert mended["cut_of_raised"].item() == pytest.approx(0.041731, abs=1e-6)
 
 
 def descend(clip: Clip) -> Tensor:

@@ -39,6 +39,7 @@ def breached(guard: Guard, *values: float) -> list[bool]:
         ({"least": 1}, (1.0, 0.9, 1.0), [False, True, False]),
         ({"least": -0.5, "against": "difference"}, (3.0, 2.5, 2.4), [False, False, True]),
         ({"most": 2, "against": "ratio"}, (0.5, 1.0, 1.01), [False, False, True]),
+        ({"least": 0.7, "most": 2, "against": "ratio"}, (0.0, 0.0, 0.1), [False, False, True]),
         ({"most": 1, "patience": 2}, (2.0, 1.0, 2.0, 2.0), [False, False, False, True]),
         ({"most": 1}, (float("nan"),), [True]),
         (
@@ -177,11 +178,12 @@ def test_a_metric_that_is_never_read_is_one_sentence(tiny_model_dir: Path, tmp_p
         run(tiny_model_dir, tmp_path / "run", guard=guard)
 
 
+@pytest.mark.parametrize("metric", ["teacher_gap/sibling", "teacher_gap_by_quarter/sibling/4"])
 def test_a_metric_of_a_view_that_is_not_there_yet_may_come(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, tmp_path: Path, metric: str
 ) -> None:
     """No response succeeds, so that none has a sibling to show."""
-    limits = {"mine": {"metric": "teacher_gap/sibling", "least": -9, "then": "stop"}}
+    limits = {"mine": {"metric": metric, "least": -9, "then": "stop"}}
     loss = {"name": "Distill", "target": "sibling", "divergence": "JSD"}
     changes = {
         "teacher": {"views": {"sibling": "Sibling"}},
@@ -190,7 +192,7 @@ def test_a_metric_of_a_view_that_is_not_there_yet_may_come(
     output = tmp_path / "run"
     run(tiny_model_dir, output, guard={"limits": limits}, steps=2, benchmarks={}, **changes)
     (warned,) = [row for row in rows(output) if row["kind"] == "warning"]
-    assert "nothing is called 'teacher_gap/sibling'" in warned["text"]
+    assert f"nothing is called {metric!r}" in warned["text"]
 
 
 def test_every_rank_heeds_the_numbers_of_the_first(

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from opd.config import build
 from opd.errors import DataError, RecipeError
 from opd.learner.batch import assemble
+from opd.learner.model import weights_id
 from opd.objective.divergence import ForwardKL, ReverseKL
 from opd.objective.logits import ListedLogits, Logits
 from opd.objective.loss import Likelihood
@@ -26,6 +27,7 @@ from opd.rollout.judged import read_judged, write_judged
 from opd.stored import read_groups, sample, score, shown
 from opd.teacher.recording import Form, Recording
 from opd.types import Listed, Rollout
+from tests.conftest import character_tokenizer, save_random_model
 from tests.runs import run, tree
 from tests.students import distance, gradients, open_student
 from tests.unit.test_loop import rows
@@ -264,12 +266,14 @@ def test_scoring_goes_on_where_it_was_killed(
 def test_a_student_of_another_model_is_warned_of(
     tiny_model_dir: Path, stored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run notes whose responses it has imitated; scores of other weights then raise a warning."""
+    """A run notes whose responses it has imitated; scores of other weights then raise a warning,
+    also once the student has learned something else."""
     imitate = {"imitate": {"loss": "Likelihood"}}
-    trained(tiny_model_dir, stored, tmp_path / "taught", TOKEN, terms=imitate)
-    student = tmp_path / "taught" / "model"
+    student = save_random_model(tmp_path / "student", character_tokenizer(), layers=1)
+    trained(student, stored, tmp_path / "taught", TOKEN, terms=imitate)
+    run(tmp_path / "taught" / "model", tmp_path / "later", **live(TOKEN))
 
-    def warnings(weights: object) -> list[str]:
+    def warnings(student: Path, weights: object) -> list[str]:
         caplog.clear()
         changes = live(TOKEN)
         changes["teacher"]["weights"] = weights
@@ -282,8 +286,27 @@ def test_a_student_of_another_model_is_warned_of(
             )
         return [record.message for record in caplog.records if "has imitated" in record.message]
 
-    assert warnings({"name": "External", "path": str(tiny_model_dir)}) == []
-    assert len(warnings("Frozen")) == 1  # it has imitated its origin, not itself
+    for name in ("taught", "later"):
+        model = tmp_path / name / "model"
+        assert warnings(model, {"name": "External", "path": str(tiny_model_dir)}) == []
+        assert len(warnings(model, "Frozen")) == 1
+    # What has learned from its own responses has imitated nobody.
+    trained(tiny_model_dir, stored, tmp_path / "own", TOKEN)
+    assert warnings(tmp_path / "own" / "model", "Frozen") == []
+
+
+def test_scores_of_other_weights_than_the_recipe_asks_for_are_refused(
+    tiny_model_dir: Path, stored: Path, tmp_path: Path
+) -> None:
+    def asking(scored_by: str) -> dict[str, Any]:
+        changes = cached(stored / "token")
+        changes["teacher"]["weights"]["scored_by"] = scored_by
+        return changes
+
+    scored_by = weights_id(str(tiny_model_dir))
+    trained(tiny_model_dir, stored, tmp_path / "run", TOKEN, **asking(scored_by))
+    said = refusal(tiny_model_dir, tmp_path, stored, **asking("f00d"))
+    assert "scored_by is f00d" in said and f"solution by {scored_by}" in said
 
 
 def test_listed_entries_stand_for_whole_rows() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from opd import product
 from opd.head import Head, taken
+from opd.learner import metrics
 from opd.learner.rows import Rows, student_rows
 from opd.objective.correction import TruncatedImportance
 from opd.objective.divergence import JSD, ForwardKL, ReverseKL
@@ -26,7 +29,7 @@ from opd.objective.loss import (
 from opd.objective.schedule import Constant
 from opd.objective.support import Full, Support, TopK
 from opd.objective.target import AlignedMean, Interpolated, Target, Tempered
-from opd.types import Batch, Scores
+from opd.types import Batch, Scores, Spans
 from tests.batches import batch_of
 
 TOKENS, VOCABULARY, WIDTH = 11, 23, 6
@@ -230,6 +233,50 @@ def test_renormalised_entries_are_all_that_is_read_of_a_teacher(
     assert widths == [counts, TOKENS - counts]
     assert int(gradient.any(-1).sum()) <= 2 * counts
     assert rows.teachers == {}
+
+
+def test_what_no_loss_reads_whole_is_compared_on_some_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One view is read in part, the other not at all: every fourth of the 11 tokens."""
+    monkeypatch.setattr(metrics, "EVERY", 4)
+    losses = {"distil": near(divergence=ForwardKL(), support=TopK(size=2, rest="renormalise"))}
+    given = case(*losses)
+    rows, _ = run(given, losses)
+    totals: dict[str, float] = defaultdict(float)
+    metrics.observe(rows, given.batch, given.scores, totals)
+    for view, seen in given.scores.items():
+        assert not seen.is_scored and totals[f"count:teacher_gap/{view}"] == 3
+        expected = (seen.logprob - rows.logprob)[::4].sum().item()
+        assert totals[f"sum:teacher_gap/{view}"] == pytest.approx(expected)
+        assert totals[f"sum:teacher_entropy/{view}"] == pytest.approx(
+            seen.entropy[::4].sum().item()
+        )
+        # The first response has 4 tokens, the second 7: places 0, 4 and 8.
+        of_quarters = [totals[f"count:teacher_gap_by_quarter/{view}/{n}"] for n in (1, 2, 3, 4)]
+        assert of_quarters == [2, 0, 1, 0]
+
+
+def test_a_span_is_compared_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's -3 of a span of two tokens, to which the teacher gives log(1/2) - 0.5, and its
+    -4 of one token, to which the teacher gives log(1/2)."""
+    monkeypatch.setattr(metrics, "EVERY", 1)
+    spans = Spans(
+        length=torch.tensor([0, 2, 1]),
+        others=torch.tensor([0.0, -0.5, 0.0]),
+        shared=torch.tensor([[0, 0], [1, 1]]),
+    )
+    known, column = torch.ones(3, dtype=torch.bool), torch.zeros(3)
+    plain = Head(weight=torch.zeros(2, 1))
+    seen = Scores(
+        torch.zeros(3, 1), plain, known, torch.zeros(3, dtype=torch.long), 1.0, spans=spans
+    )
+    logprob = torch.tensor([-1.0, -2.0, -4.0])
+    rows = Rows(column.sum(), logprob, column, {}, {}, known, {})
+    totals: dict[str, float] = defaultdict(float)
+    metrics.observe(rows, batch_of([3]), {"foreign": seen}, totals)
+    assert totals["count:teacher_gap/foreign"] == 2
+    assert totals["sum:teacher_gap/foreign"] == pytest.approx(7 - 2 * math.log(2) - 0.5)
 
 
 def test_a_token_loss_reads_no_hidden_states() -> None:

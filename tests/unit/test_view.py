@@ -15,6 +15,7 @@ from opd.rollout.chat import Chat
 from opd.teacher.score import Teacher
 from opd.teacher.view import (
     Answer,
+    Demonstration,
     Feedback,
     FirstOf,
     Instruction,
@@ -122,6 +123,23 @@ def test_the_shortest_sibling_is_counted_in_tokens() -> None:
     passed = Sibling(template="$question|$sibling", order="shortest")
     assert [shown(failed, attempts, n) for n in range(4)] == ["try 3", "try 3", "try 3", "try 2"]
     assert [shown(passed, attempts, n) for n in range(3)] == ["try 1", "try 0", "try 1"]
+
+
+def test_a_sibling_that_is_for_failures_is_not_shown_to_a_success() -> None:
+    view = Sibling(template="$question|$sibling", shown_for="failures")
+    attempts = group(PASSED, PASSED, FAILED)
+    assert [view.messages(attempts, index) is None for index in range(3)] == [True, True, False]
+    assert view.messages(attempts, 2) == Sibling(template=view.template).messages(attempts, 2)
+
+
+def test_a_demonstration_is_a_whole_response() -> None:
+    written = Privileged(solution="2 + 2", demonstration="<think>2 + 2</think> 4")
+    seen = Demonstration(template="$question|$demonstration").messages(
+        group(FAILED, privileged=written), 0
+    )
+    assert seen is not None and seen[-1].content.endswith("|<think>2 + 2</think> 4")
+    with pytest.raises(DataError, match="shows its demonstration, but it has none"):
+        Demonstration().messages(group(FAILED), 0)
 
 
 def test_feedback_is_for_failures_that_were_explained() -> None:
