@@ -20,6 +20,7 @@ from opd.objective.credit import Credit, GroupMean
 from opd.objective.loss import Distill
 from opd.objective.schedule import Adaptive, Between, Schedule, Steered
 from opd.objective.span_loss import SpanLoss
+from opd.objective.target import Target
 from opd.objective.term import Term
 from opd.objective.weight import Influence, PassRate
 from opd.parts import parts, places
@@ -114,6 +115,7 @@ class Recipe:
             self.check_views(name, term)
             self.check_temperature(name, term)
         self.check_sampler()
+        self.check_truth()
         self.check_pools()
         self.check_siblings()
         self.check_written()
@@ -181,6 +183,16 @@ class Recipe:
                 f"source: terms.{name} needs sampled rollouts, but here some are written, and have "
                 "no policy that drew them; set source=OnPolicy or drop the term"
             )
+
+    def check_truth(self) -> None:
+        """What the student has drawn itself is no truth."""
+        for where, found in places(self.terms, "terms"):
+            if isinstance(found, Target) and found.trusts_text and self.source.tells_logprobs:
+                raise RecipeError(
+                    f"{where}: it takes taken tokens for the truth, but no response is written "
+                    "here; give it a start, or set source=Demonstrations, or, for what a better "
+                    "model drew, source.learned=as_written"
+                )
 
     def check_pass_rates(self, name: str, term: Term) -> None:
         """A weight by pass rate tells problems apart, and what it is divided by stays."""

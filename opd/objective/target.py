@@ -38,6 +38,11 @@ class Target(ABC):
     def read(self) -> tuple[str, ...]:
         """The teacher views that it reads."""
 
+    @property
+    def trusts_text(self) -> bool:
+        """Whether it takes the taken token for the truth."""
+        return False
+
     @abstractmethod
     def __call__(
         self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor
@@ -175,6 +180,10 @@ class Mixed(Target):
     @property
     def read(self) -> tuple[str, ...]:
         return (self.view,) if self.start is None else (self.start, self.view)
+
+    @property
+    def trusts_text(self) -> bool:
+        return self.start is None
 
     def __call__(
         self, student: Tensor, teachers: Mapping[str, Tensor], target_ids: Tensor

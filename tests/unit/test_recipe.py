@@ -16,6 +16,8 @@ from opd.recipe import Recipe
         ("srpo", "terms.distil.average=sequence", "one average"),
         ("srpo", "teacher.views.sibling=null", "reads the view 'sibling'"),
         ("opsd_reason_first", "teacher.weights={name: External, path: x}", "cannot hold External"),
+        ("eytng", "source=OnPolicy", r"terms\.imitate\.loss\.target: it takes taken tokens"),
+        ("pskd", "source=OnPolicy", r"terms\.\w+\.loss\.target: it takes taken tokens"),
         ("opsd_reason_first", "teacher.weights={name: Cached, path: x}", "cannot hold Cached"),
     ],
 )
