@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,9 @@ from tests.batches import batch_of, seen_of
 from tests.students import distance, draw_trajectories, recipe_terms, update_of
 
 Said = tuple[float, float, float]
+
+ALONE = ("terms.distil.loss.divergence=ReverseKL", "terms.distil.loss.clip=none")
+"""The single-view method by reverse KL and without its clip."""
 
 
 def moved(student: float, said: Said, mean: type[OfSeveral] = AlignedMean) -> float:
@@ -85,21 +87,20 @@ def test_equal_views_are_one_view(tiny_model_dir: Path) -> None:
         for each in draw_trajectories()
         if "solution" in each.views
     ]
-    changes = ("terms.distil.loss.divergence=ReverseKL", "terms.distil.loss.clip=none")
-    alone = recipe_terms("opsd", *changes)
+    alone = recipe_terms("opsd", *ALONE)
     loss, found = update_of(tiny_model_dir, terms, same)
     expected_loss, expected = update_of(tiny_model_dir, alone, same)
     assert loss == pytest.approx(expected_loss, rel=1e-5) and distance(found, expected) < 1e-4
 
 
-def shown(recipe: str, *verdicts: Verdict, changes: Sequence[str] = ()) -> list[dict[str, str]]:
+def shown(recipe: str, *verdicts: Verdict) -> list[dict[str, str]]:
     """What each view of a recipe shows of each attempt at one problem, after its question."""
     prompt = Prompt("p", (Message("user", "374+806"),))
     solution, answer = "1000+100+80+0", "1180"
     privileged = Privileged(solution, answer, f"{solution};#{answer}")
     rollout = Rollout(prompt, (1,), (2,), (0.0,), 0, "stop", "")
     group = Group(Problem(prompt, privileged), (rollout,) * len(verdicts), verdicts)
-    views = build(Recipe, load_recipe(recipe, changes)).teacher.views
+    views = build(Recipe, load_recipe(recipe)).teacher.views
     of_each = [
         {name: view.messages(group, index) for name, view in views.items()}
         for index in range(len(verdicts))
@@ -115,38 +116,30 @@ def test_the_three_views_of_a_problem() -> None:
     assert shown("avsd", Verdict("fail", 0.0)) == [expected]
 
 
-def test_each_view_has_something_to_say_of_a_right_attempt_too() -> None:
+def test_each_of_five_views_has_something_to_say_of_a_right_attempt_too() -> None:
     """A token counts where every view of the mean is present, and graders praise nothing."""
-    told, praised = Verdict("fail", 0.0, "1000+100+80+0"), Verdict("pass", 1.0)
-    always = {"partial": "1000+100", "answer": "1180"}
-    assert shown("avsd_feedback", told, praised) == [
-        {**always, "feedback": "1000+100+80+0"},
-        {**always, "feedback": "1180"},
-    ]
-    loss = recipe_terms("avsd_feedback")["distil"].loss
-    assert set(loss.needed) == {"feedback", *always}
-
-
-def test_solution_part_answer_demonstration_and_feedback_in_one_mean(tiny_model_dir: Path) -> None:
-    changes = (
-        "teacher.views.solution={name: Solution, template: '$question ref: $solution'}",
-        "teacher.views.demonstration={name: Demonstration, "
-        "template: '$question ref: $demonstration'}",
-        "terms.distil.loss.target.views=[solution, partial, answer, demonstration, feedback]",
-    )
-    (seen,) = shown("avsd_feedback", Verdict("fail", 0.0, "wrong"), changes=changes)
-    assert seen == {
+    always = {
         "solution": "1000+100+80+0",
         "partial": "1000+100",
         "answer": "1180",
         "demonstration": "1000+100+80+0;#1180",
-        "feedback": "wrong",
     }
-    terms = recipe_terms("avsd_feedback", *changes)
-    trajectories = [
-        replace(each, views={name: (place, 8, 9) for place, name in enumerate(seen)})
-        for each in draw_trajectories()
+    assert shown("avsd_five", Verdict("fail", 0.0, "wrong"), Verdict("pass", 1.0)) == [
+        {**always, "feedback": "wrong"},
+        {**always, "feedback": "1180"},
     ]
-    loss, found = update_of(tiny_model_dir, terms, trajectories)
-    part_loss, part = update_of(tiny_model_dir, recipe_terms("avsd_feedback"), trajectories)
-    assert loss > 0 and part_loss > 0 and distance(found, part) > 1e-2
+    loss = recipe_terms("avsd_five")["distil"].loss
+    assert set(loss.needed) == {"feedback", *always}
+
+
+def test_five_views_that_say_the_same_are_one(tiny_model_dir: Path) -> None:
+    """And one of them that says something else is heard."""
+    terms = recipe_terms("avsd_five")
+    names = terms["distil"].views
+    seen = [each for each in draw_trajectories() if "solution" in each.views]
+    same = [replace(each, views=dict.fromkeys(names, each.views["solution"])) for each in seen]
+    apart = [replace(each, views={**each.views, "feedback": (7, 8, 9)}) for each in same]
+    alone = recipe_terms("opsd", *ALONE)
+    _, expected = update_of(tiny_model_dir, alone, same)
+    assert distance(update_of(tiny_model_dir, terms, same)[1], expected) < 1e-4
+    assert distance(update_of(tiny_model_dir, terms, apart)[1], expected) > 1e-2

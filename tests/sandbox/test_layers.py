@@ -79,7 +79,7 @@ def patient(patch: pytest.MonkeyPatch) -> None:
 
 
 UNSIZED = ("--tmpfs", "/tmp", "--tmpfs", "/dev/shm")
-WITH_HOST = (*("--bind", "/tmp", "/tmp"), "--size", "1048576", "--tmpfs", "/dev/shm")
+WITH_HOST = (*bubblewrap.scratch(1048576), *("--bind", "/var/tmp", "/var/tmp"))
 PROVEN: dict[str, tuple[str, Remove]] = {
     **{f"namespace {name}": ("namespaces", sharing(name)) for name in SEPARATE},
     "root outside": (
