@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -168,6 +169,7 @@ def add(a, b):
     # our own
     "forges a verdict on every descriptor": f"""
 import os
+import re
 frame = {TOLD_PASS!r}
 def add(a, b):
     for descriptor in range(256):
@@ -179,6 +181,7 @@ def add(a, b):
 """,
     "answers before it is asked": """
 import os
+import re
 from rewards.code.wire import encoded, refused
 for reply in ([["add"]], [True], [None], [3], [42]) * 9:
     frame = encoded(reply, refused)
@@ -189,6 +192,7 @@ def add(a, b): return 7
     "answers with no value": "import os\ndef add(a, b): os.write(4, b'\\0\\0\\0\\2ab')",
     "answers in another shape": """
 import os
+import re
 from rewards.code.wire import encoded, refused
 def add(a, b):
     frame = encoded(["AssertionError", "AssertionError"], refused)
@@ -230,6 +234,7 @@ def eval(*_): return None
 """,
     "kills whatever it can": """
 import os
+import re
 for pid in (-1, 1, os.getppid()):
     try:
         os.kill(pid, 9)
@@ -260,6 +265,7 @@ def add(a, b): return answer if a == 40 else a + b
     "hard-codes the test that is shown": "def add(a, b): return 3",
     "leaves a child that answers": """
 import os
+import re
 if os.fork():
     os._exit(0)
 def add(a, b): return 7
@@ -292,8 +298,8 @@ def test_a_cheat_fails(program: str):
     # not `no_verdict` either: a program that could ask for it would escape its zero
     assert verdict.status == "fail"
     assert verdict.reward == 0.0
-    assert verdict.feedback
-    assert "42" not in verdict.feedback
+    # As a number: an object's address may hold the digits.
+    assert verdict.feedback and not re.search(r"\b42\b", verdict.feedback)
 
 
 def passing(*assertions: str, setup: str = "", preamble: str = "") -> ProgramTests:
@@ -556,6 +562,7 @@ while True:
 """,
     "signals to all": """
 import os
+import re
 for pid in range(1, 40000):
     try:
         os.kill(pid, 9)
@@ -570,6 +577,7 @@ os.kill(os.getpid(), 9)
     "the exit code of a signal": "import os\nos._exit(137)",
     "the exit code of a box that fails": """
 import os
+import re
 os.write(2, b"bwrap: Can't create the namespace\\n")
 os._exit(1)
 """,
