@@ -298,8 +298,9 @@ def test_a_cheat_fails(program: str):
     # not `no_verdict` either: a program that could ask for it would escape its zero
     assert verdict.status == "fail"
     assert verdict.reward == 0.0
-    # As a number: an object's address may hold the digits.
-    assert verdict.feedback and not re.search(r"\b42\b", verdict.feedback)
+    assert verdict.feedback
+    # An object's address may hold the digits.
+    assert "42" not in re.sub(r"\b0x[0-9a-f]+", "", verdict.feedback)
 
 
 def passing(*assertions: str, setup: str = "", preamble: str = "") -> ProgramTests:
